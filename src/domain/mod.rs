@@ -1,0 +1,32 @@
+//! What Reeve knows and decides. Pure: no I/O, no clock, no randomness; whatever changes with time
+//! or chance comes in as a value.
+//!
+//! The words are those of `ARCHITECTURE.md`, one per concept. The invariants:
+//!
+//! - A [`topology::Shards`] covers every slot exactly once.
+//! - Who is primary is seen ([`view`]), never stored; only a plan's terms pin one, while it runs.
+//! - A step is complete data: whoever performs it has nothing left to choose.
+//! - [`step::Action::check`] alone says whether a step is done, ready, waiting or blocked, and it
+//!   says so of what was seen, never of a command's reply.
+
+pub mod credential;
+pub mod event;
+pub mod fault;
+pub mod hazard;
+pub mod health;
+pub mod id;
+pub mod intent;
+pub mod node;
+pub mod observation;
+pub mod placement;
+pub mod plan;
+pub mod planner;
+pub mod policy;
+pub mod refusal;
+mod schema;
+pub mod slot;
+pub mod spec;
+pub mod step;
+pub mod survivability;
+pub mod topology;
+pub mod view;

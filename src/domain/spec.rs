@@ -1,0 +1,405 @@
+//! What people post: the wanted topology in their own words. Placement turns a spec into a layout.
+//!
+//! `validate` finds what is wrong with a spec by itself, all of it at once; what is wrong with the
+//! nodes that it names is for the intent to find.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::node::Address;
+use super::refusal::FieldError;
+
+/// Most nodes of one topology: the upper bound that Redis Cluster's documentation recommends.
+pub const MAX_NODES: usize = 1000;
+
+/// The wanted topology. `mode` decides which fields there are.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "mode", rename_all = "snake_case")]
+pub enum Spec {
+    Cluster(ClusterSpec),
+    Replication(ReplicationSpec),
+    Sentinel(SentinelSpec),
+}
+
+/// Redis Cluster: shards that share the 16384 hash slots.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterSpec {
+    /// How many shards. Redis Cluster needs 3 primaries to elect a new one.
+    #[schema(minimum = 3, maximum = 1000)]
+    pub shards: u16,
+    /// How many replicas each shard has beside its primary.
+    #[serde(default)]
+    #[schema(minimum = 0, maximum = 999)]
+    pub replicas_per_shard: u16,
+    /// The nodes to use; those beyond the need stay spares.
+    #[schema(min_items = 3, max_items = 1000)]
+    pub nodes: Vec<NodeSpec>,
+    #[serde(default)]
+    pub credentials: CredentialNames,
+    #[serde(default)]
+    pub tls: Option<TlsSpec>,
+    #[serde(default)]
+    pub placement: PlacementSpec,
+    /// Server settings (`CONFIG SET`) that every node of the topology gets and keeps.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
+    #[serde(default)]
+    pub failover: FailoverSpec,
+}
+
+/// One primary with replicas.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReplicationSpec {
+    #[schema(minimum = 0, maximum = 999)]
+    pub replicas: u16,
+    #[schema(min_items = 1, max_items = 1000)]
+    pub nodes: Vec<NodeSpec>,
+    #[serde(default)]
+    pub credentials: CredentialNames,
+    #[serde(default)]
+    pub tls: Option<TlsSpec>,
+    #[serde(default)]
+    pub placement: PlacementSpec,
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
+    #[serde(default)]
+    pub failover: FailoverSpec,
+}
+
+/// One primary with replicas, and Sentinels that watch them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SentinelSpec {
+    #[schema(minimum = 1, maximum = 999)]
+    pub replicas: u16,
+    #[schema(min_items = 2, max_items = 1000)]
+    pub nodes: Vec<NodeSpec>,
+    /// The name by which clients ask Sentinels for the primary.
+    #[schema(min_length = 1, max_length = 128)]
+    pub master_name: String,
+    /// How many Sentinels must agree that the primary is down; the majority when left out.
+    #[serde(default)]
+    #[schema(minimum = 1, maximum = 1000)]
+    pub quorum: Option<u16>,
+    #[schema(min_items = 1, max_items = 1000)]
+    pub sentinels: Vec<NodeSpec>,
+    #[serde(default)]
+    #[schema(minimum = 1)]
+    pub down_after_ms: Option<u32>,
+    #[serde(default)]
+    #[schema(minimum = 1)]
+    pub failover_timeout_ms: Option<u32>,
+    #[serde(default)]
+    #[schema(minimum = 1)]
+    pub parallel_syncs: Option<u16>,
+    #[serde(default)]
+    pub credentials: CredentialNames,
+    #[serde(default)]
+    pub tls: Option<TlsSpec>,
+    #[serde(default)]
+    pub placement: PlacementSpec,
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
+    #[serde(default)]
+    pub failover: FailoverSpec,
+}
+
+/// A node as a spec names it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NodeSpec {
+    pub address: Address,
+    /// The failure domain that the node is in, for example a data centre.
+    #[schema(min_length = 1, max_length = 128)]
+    pub zone: String,
+    /// The machine that the node runs on; the host part of the address when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 253)]
+    pub host: Option<String>,
+}
+
+impl NodeSpec {
+    /// The machine that the node is taken to run on.
+    #[must_use]
+    pub fn machine(&self) -> &str {
+        self.host.as_deref().unwrap_or(self.address.host())
+    }
+}
+
+/// Stored credentials, by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CredentialNames {
+    /// What Reeve logs in with.
+    #[serde(default)]
+    pub admin: Option<String>,
+    /// What replicas log in to their primary with (`masteruser`, `masterauth`); left as the nodes
+    /// have it when null.
+    #[serde(default)]
+    pub replication: Option<String>,
+    /// What Reeve logs in to Sentinels with.
+    #[serde(default)]
+    pub sentinel: Option<String>,
+}
+
+/// TLS towards the nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TlsSpec {
+    /// Certificates in PEM that may sign the nodes' certificates; the system's when left out.
+    #[serde(default)]
+    pub ca: Option<String>,
+}
+
+/// How nodes are spread.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PlacementSpec {
+    /// Over what to spread, the most important first.
+    #[serde(default = "PlacementSpec::everything")]
+    pub spread: Vec<Spread>,
+    /// Whether to refuse what cannot be spread, instead of warning.
+    #[serde(default)]
+    pub strict: bool,
+}
+
+impl PlacementSpec {
+    fn everything() -> Vec<Spread> {
+        vec![Spread::Zone, Spread::Host]
+    }
+}
+
+impl Default for PlacementSpec {
+    fn default() -> Self {
+        Self { spread: Self::everything(), strict: false }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Spread {
+    Zone,
+    Host,
+}
+
+/// Whether Reeve itself may fail a shard over where the native mechanism cannot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FailoverSpec {
+    #[serde(default)]
+    pub mode: FailoverMode,
+    #[serde(default = "FailoverSpec::grace")]
+    #[schema(maximum = 3600)]
+    pub grace_seconds: u32,
+    #[serde(default = "FailoverSpec::cooldown")]
+    #[schema(maximum = 604_800)]
+    pub cooldown_seconds: u32,
+}
+
+impl FailoverSpec {
+    fn grace() -> u32 {
+        1
+    }
+
+    fn cooldown() -> u32 {
+        600
+    }
+}
+
+impl Default for FailoverSpec {
+    fn default() -> Self {
+        Self {
+            mode: FailoverMode::default(),
+            grace_seconds: Self::grace(),
+            cooldown_seconds: Self::cooldown(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FailoverMode {
+    Off,
+    /// Decide and record, but do nothing.
+    #[default]
+    Shadow,
+    Auto,
+}
+
+impl Spec {
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        match self {
+            Self::Cluster(_) => Mode::Cluster,
+            Self::Replication(_) => Mode::Replication,
+            Self::Sentinel(_) => Mode::Sentinel,
+        }
+    }
+
+    /// The data nodes that the spec names.
+    #[must_use]
+    pub fn nodes(&self) -> &[NodeSpec] {
+        match self {
+            Self::Cluster(s) => &s.nodes,
+            Self::Replication(s) => &s.nodes,
+            Self::Sentinel(s) => &s.nodes,
+        }
+    }
+
+    #[must_use]
+    pub fn sentinels(&self) -> &[NodeSpec] {
+        match self {
+            Self::Sentinel(s) => &s.sentinels,
+            Self::Cluster(_) | Self::Replication(_) => &[],
+        }
+    }
+
+    #[must_use]
+    pub fn credentials(&self) -> &CredentialNames {
+        match self {
+            Self::Cluster(s) => &s.credentials,
+            Self::Replication(s) => &s.credentials,
+            Self::Sentinel(s) => &s.credentials,
+        }
+    }
+
+    #[must_use]
+    pub fn settings(&self) -> &BTreeMap<String, String> {
+        match self {
+            Self::Cluster(s) => &s.settings,
+            Self::Replication(s) => &s.settings,
+            Self::Sentinel(s) => &s.settings,
+        }
+    }
+
+    fn tls(&self) -> Option<&TlsSpec> {
+        match self {
+            Self::Cluster(s) => s.tls.as_ref(),
+            Self::Replication(s) => s.tls.as_ref(),
+            Self::Sentinel(s) => s.tls.as_ref(),
+        }
+    }
+
+    /// Everything that is wrong with the spec by itself. Pointers are relative to the spec.
+    #[must_use]
+    pub fn validate(&self) -> Vec<FieldError> {
+        let mut wrong = Vec::new();
+        let mut seen = BTreeMap::new();
+        for (list, nodes) in [("nodes", self.nodes()), ("sentinels", self.sentinels())] {
+            for (i, node) in nodes.iter().enumerate() {
+                if let Some(first) = seen.insert(&node.address, i) {
+                    let detail = format!(
+                        "{} is listed twice (first as node {first}); name each node once",
+                        node.address
+                    );
+                    wrong.push(FieldError::new(format!("/{list}/{i}/address"), detail));
+                }
+                if node.zone.trim().is_empty() || node.zone.len() > 128 {
+                    wrong.push(FieldError::new(
+                        format!("/{list}/{i}/zone"),
+                        "a zone is a name of 1 to 128 characters; use one name for all nodes where there are no zones",
+                    ));
+                }
+                if node.host.as_ref().is_some_and(|h| h.is_empty() || h.len() > 253) {
+                    wrong.push(FieldError::new(
+                        format!("/{list}/{i}/host"),
+                        "a host is a name of 1 to 253 characters; leave it out to use the address's",
+                    ));
+                }
+            }
+        }
+        if seen.len() > MAX_NODES {
+            wrong.push(FieldError::new("/nodes", format!("at most {MAX_NODES} nodes")));
+        }
+        if self.tls().is_some() {
+            wrong.push(FieldError::new(
+                "/tls",
+                "TLS towards the nodes is not available yet; leave tls null",
+            ));
+        }
+        for name in self.settings().keys() {
+            if let Some(why) = reserved_setting(name) {
+                wrong.push(FieldError::new(format!("/settings/{name}"), why));
+            }
+        }
+        if let Self::Cluster(cluster) = self {
+            wrong.extend(cluster.validate());
+        }
+        wrong
+    }
+}
+
+impl ClusterSpec {
+    /// How many nodes the shards need.
+    #[must_use]
+    pub fn needed(&self) -> usize {
+        usize::from(self.shards) * (usize::from(self.replicas_per_shard) + 1)
+    }
+
+    fn validate(&self) -> Vec<FieldError> {
+        let mut wrong = Vec::new();
+        if self.shards < 3 {
+            wrong.push(FieldError::new(
+                "/shards",
+                format!(
+                    "{} shards cannot elect a primary: Redis Cluster needs a majority of at least 3; ask for 3 or more, or for mode replication",
+                    self.shards
+                ),
+            ));
+        }
+        let distinct: BTreeSet<_> = self.nodes.iter().map(|n| &n.address).collect();
+        if self.shards >= 3 && distinct.len() < self.needed() {
+            wrong.push(FieldError::new(
+                "/nodes",
+                format!(
+                    "{} shards with {} replicas each need {} nodes, {} are given; add nodes or ask for fewer",
+                    self.shards,
+                    self.replicas_per_shard,
+                    self.needed(),
+                    distinct.len()
+                ),
+            ));
+        }
+        for (i, node) in self.nodes.iter().enumerate() {
+            if node.address.default_bus_port().is_none() {
+                wrong.push(FieldError::new(
+                    format!("/nodes/{i}/address"),
+                    "the cluster bus listens on the port + 10000, so a cluster node's port is at most 55535",
+                ));
+            }
+        }
+        wrong
+    }
+}
+
+/// Settings that Reeve or the deployment's shape decides, so that a spec must not.
+fn reserved_setting(name: &str) -> Option<&'static str> {
+    let simple = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if name.is_empty() || !name.chars().all(simple) {
+        return Some("a setting's name has lower-case letters, digits and hyphens, as in redis.conf");
+    }
+    match name {
+        "masterauth" | "masteruser" | "primaryauth" | "primaryuser" => {
+            Some("replication's login comes from credentials.replication")
+        }
+        "requirepass" => Some("passwords do not belong into settings; see POST /v1/credentials"),
+        "replicaof" | "slaveof" | "cluster-enabled" | "cluster-config-file" | "port" | "bind"
+        | "tls-port" | "dir" | "dbfilename" => {
+            Some("this is decided where the node is started, not here; remove it")
+        }
+        _ => None,
+    }
+}
+
+/// The three kinds of deployment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    Replication,
+    Sentinel,
+    Cluster,
+}

@@ -1,0 +1,132 @@
+//! Waits until every node sees the same cluster: the same members, roles, slots and epochs, all
+//! links up, and the state ok. It sends nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::command::Command;
+use super::{Action, Check, StepKey, Wait};
+use crate::domain::node::{Address, ClusterNodeId};
+use crate::domain::observation::{Observation, Peer, Report, Role, Sighting};
+use crate::domain::plan::WaitingFor;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AwaitAgreement {
+    pub members: Vec<Address>,
+}
+
+impl AwaitAgreement {
+    /// What each node still lacks; nothing when all agree. One reason a node is enough.
+    #[must_use]
+    pub fn lacking(&self, seen: &Observation) -> BTreeMap<Address, String> {
+        let ids: BTreeSet<&ClusterNodeId> =
+            self.members.iter().filter_map(|m| seen.view(m)).map(|v| &v.my_id).collect();
+        let model = self.members.iter().find_map(|m| seen.view(m)).map(|v| v.signature());
+        let mut lacking = BTreeMap::new();
+        for member in &self.members {
+            let why = match seen.report(member) {
+                None => Some("does not answer".to_owned()),
+                Some(report) => self.lack_of(report, &ids).or_else(|| {
+                    let same = report.cluster.as_ref().map(|v| v.signature()) == model;
+                    (!same).then(|| "sees other roles or slots than the first node".to_owned())
+                }),
+            };
+            if let Some(why) = why {
+                lacking.insert(member.clone(), why);
+            }
+        }
+        lacking
+    }
+
+    fn lack_of(&self, report: &Report, ids: &BTreeSet<&ClusterNodeId>) -> Option<String> {
+        let Some(view) = &report.cluster else {
+            return Some("does not run in cluster mode".to_owned());
+        };
+        let name = |p: &Peer| p.address.as_ref().map_or("a node".to_owned(), ToString::to_string);
+        let others = || view.peers.iter().filter(|(id, _)| **id != view.my_id).map(|(_, p)| p);
+        if report.loading {
+            Some("loads its data".to_owned())
+        } else if view.shaking_hands() {
+            Some("still shakes hands".to_owned())
+        } else if view.known() != *ids {
+            Some(format!("knows {} of {} nodes", view.known().len(), self.members.len()))
+        } else if let Some(peer) = others().find(|p| p.failed || p.suspect) {
+            Some(format!("believes that {} has failed", name(peer)))
+        } else if let Some(peer) = others().find(|p| !p.linked) {
+            Some(format!("has no link to the bus of {}", name(peer)))
+        } else if !view.state_ok {
+            Some("says that the cluster state is not ok".to_owned())
+        } else if report.role == Role::Replica && !report.replication.link_up {
+            Some("has no replication link to its primary".to_owned())
+        } else if distinct_epochs(view.peers.values()) {
+            None
+        } else {
+            Some("sees two primaries with one epoch".to_owned())
+        }
+    }
+}
+
+fn distinct_epochs<'a>(peers: impl Iterator<Item = &'a Peer>) -> bool {
+    let mut epochs = BTreeSet::new();
+    peers
+        .filter(|p| p.role == Role::Primary && !p.slots.is_empty())
+        .all(|p| epochs.insert(p.epoch))
+}
+
+impl Action for AwaitAgreement {
+    fn key(&self) -> StepKey {
+        "await_agreement".to_owned()
+    }
+
+    fn title(&self) -> String {
+        format!("Wait until all {} nodes agree and replicate", self.members.len())
+    }
+
+    fn nodes(&self) -> Vec<Address> {
+        self.members.clone()
+    }
+
+    fn check(&self, seen: &Observation) -> Check {
+        let lacking = self.lacking(seen);
+        let Some((first, why)) = lacking.first_key_value() else { return Check::Done };
+        let silent = lacking.keys().any(|m| seen.report(m).is_none());
+        let more = match lacking.len() {
+            1 => String::new(),
+            n => format!(", and {} more nodes lack something", n - 1),
+        };
+        Check::Waiting(Wait {
+            reason: if silent { WaitingFor::Node } else { WaitingFor::Convergence },
+            why: format!("{first} {why}{more}"),
+            done: self.members.len() - lacking.len(),
+            total: self.members.len(),
+            nodes: lacking.into_keys().collect(),
+        })
+    }
+
+    /// Everybody learns what each says of itself.
+    fn effect(&self, world: &mut Observation) {
+        let truth: BTreeMap<ClusterNodeId, Peer> = self
+            .members
+            .iter()
+            .filter_map(|m| world.view(m))
+            .filter_map(|v| Some((v.my_id.clone(), v.me()?.clone())))
+            .map(|(id, me)| (id, Peer { linked: true, suspect: false, failed: false, ..me }))
+            .collect();
+        let epoch = truth.values().map(|p| p.epoch).max().unwrap_or(0);
+        for member in &self.members {
+            if let Some(Sighting::Seen(report)) = world.nodes.get_mut(member) {
+                report.replication.link_up |= report.role == Role::Replica;
+                if let Some(view) = &mut report.cluster {
+                    view.peers = truth.clone();
+                    view.state_ok = true;
+                    view.current_epoch = view.current_epoch.max(epoch);
+                }
+            }
+        }
+    }
+
+    fn commands(&self, _seen: &Observation) -> Vec<Command> {
+        vec![]
+    }
+}

@@ -1,0 +1,118 @@
+//! The commands that change a node, as data: what a preview shows is what will be sent.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::domain::node::{Address, Capabilities, ClusterNodeId};
+use crate::domain::slot::SlotSet;
+
+/// One command to one node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command {
+    pub node: Address,
+    pub verb: Verb,
+}
+
+/// What may be said to a node. There is no other way to change one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verb {
+    ConfigSet { name: String, value: String },
+    ConfigRewrite,
+    /// Sets `masteruser` and `masterauth` to the topology's replication credential, which only the
+    /// adapter knows.
+    SetReplicationLogin,
+    SetConfigEpoch(u64),
+    AddSlots(SlotSet),
+    /// The adapter resolves the host first, since `CLUSTER MEET` takes IP literals only.
+    Meet(Address),
+    Replicate(ClusterNodeId),
+    FlushAll,
+    ResetHard,
+}
+
+/// A command as a preview shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ShownCommand {
+    pub node: Address,
+    /// As one would type it after `redis-cli`; secrets are `***`.
+    pub command: String,
+}
+
+impl Command {
+    #[must_use]
+    pub fn new(node: &Address, verb: Verb) -> Self {
+        Self { node: node.clone(), verb }
+    }
+
+    #[must_use]
+    pub fn shown(&self, capabilities: Capabilities) -> ShownCommand {
+        ShownCommand { node: self.node.clone(), command: self.verb.shown(capabilities) }
+    }
+}
+
+impl Verb {
+    /// The words to send, but for what only the adapter knows: the login and resolved addresses.
+    #[must_use]
+    pub fn words(&self, capabilities: Capabilities) -> Vec<String> {
+        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        match self {
+            Self::ConfigSet { name, value } => {
+                vec!["CONFIG".into(), "SET".into(), name.clone(), value.clone()]
+            }
+            Self::ConfigRewrite => words("CONFIG REWRITE"),
+            Self::SetReplicationLogin => words("CONFIG SET masteruser *** masterauth ***"),
+            Self::SetConfigEpoch(epoch) => words(&format!("CLUSTER SET-CONFIG-EPOCH {epoch}")),
+            Self::AddSlots(slots) if capabilities.slot_ranges => {
+                let bounds = slots.ranges().iter().flat_map(|r| [r.first(), r.last()]);
+                words("CLUSTER ADDSLOTSRANGE").into_iter().chain(bounds.map(|s| s.to_string())).collect()
+            }
+            Self::AddSlots(slots) => {
+                words("CLUSTER ADDSLOTS").into_iter().chain(slots.iter().map(|s| s.to_string())).collect()
+            }
+            Self::Meet(to) => words(&format!("CLUSTER MEET {} {}", to.host(), to.port())),
+            Self::Replicate(primary) => words(&format!("CLUSTER REPLICATE {primary}")),
+            Self::FlushAll => words("FLUSHALL"),
+            Self::ResetHard => words("CLUSTER RESET HARD"),
+        }
+    }
+
+    /// The same on one line; slots that have to be named one by one are written as a shell expands
+    /// them.
+    #[must_use]
+    pub fn shown(&self, capabilities: Capabilities) -> String {
+        match self {
+            Self::AddSlots(slots) if !capabilities.slot_ranges => {
+                let ranges = slots.ranges().iter().map(|r| format!("{{{}..{}}}", r.first(), r.last()));
+                format!("CLUSTER ADDSLOTS {}", ranges.collect::<Vec<_>>().join(" "))
+            }
+            Self::ConfigSet { name, value } if value.is_empty() || value.contains(' ') => {
+                format!("CONFIG SET {name} \"{value}\"")
+            }
+            Self::ConfigSet { .. }
+            | Self::ConfigRewrite
+            | Self::SetReplicationLogin
+            | Self::SetConfigEpoch(_)
+            | Self::AddSlots(_)
+            | Self::Meet(_)
+            | Self::Replicate(_)
+            | Self::FlushAll
+            | Self::ResetHard => self.words(capabilities).join(" "),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::node::{Flavor, Version};
+
+    #[test]
+    fn slots_are_given_as_the_version_can_take_them() {
+        let verb = Verb::AddSlots("0-2,7".parse().unwrap());
+        let v7 = Capabilities::of(Flavor::Redis, Version::new(7, 0, 0));
+        let v6 = Capabilities::of(Flavor::Redis, Version::new(6, 2, 0));
+        assert_eq!(verb.words(v7).join(" "), "CLUSTER ADDSLOTSRANGE 0 2 7 7");
+        assert_eq!(verb.words(v6).join(" "), "CLUSTER ADDSLOTS 0 1 2 7");
+        assert_eq!(verb.shown(v6), "CLUSTER ADDSLOTS {0..2} {7..7}");
+    }
+}

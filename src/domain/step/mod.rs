@@ -1,0 +1,170 @@
+//! Steps: the smallest resumable actions on nodes, as data.
+//!
+//! To add one: a file here that implements [`Action`], a file in `engine/apply`, a variant of
+//! [`Step`], and a rule in `planner`; the compiler lists what is missing.
+
+pub mod agree;
+pub mod claim;
+pub mod command;
+pub mod configure;
+pub mod meet;
+pub mod replicate;
+pub mod reset;
+pub mod restore;
+pub mod rewrite;
+pub mod temporary;
+
+use serde::{Deserialize, Serialize};
+
+use self::command::Command;
+use super::hazard::Hazard;
+use super::node::Address;
+use super::observation::{Mark, Observation, Sighting};
+use super::plan::WaitingFor;
+
+/// What a step is called within its plan; the same step has the same key in every re-plan.
+pub type StepKey = String;
+
+/// One step. Complete: it leaves no choice to whoever performs it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Step {
+    RestoreSettings(restore::RestoreSettings),
+    RewriteConfig(rewrite::RewriteConfig),
+    ResetNode(reset::ResetNode),
+    Configure(configure::Configure),
+    SetTemporary(temporary::SetTemporary),
+    ClaimSlots(claim::ClaimSlots),
+    Meet(meet::Meet),
+    Replicate(replicate::Replicate),
+    AwaitAgreement(agree::AwaitAgreement),
+}
+
+/// Where a step stands, judged from what was seen alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Check {
+    Done,
+    Ready,
+    Waiting(Wait),
+    Blocked(Blocker),
+}
+
+/// What has to come about before a step can go on; it costs no attempt but has a deadline.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wait {
+    pub reason: WaitingFor,
+    pub nodes: Vec<Address>,
+    pub why: String,
+    /// How far it has come: `done` of `total` nodes.
+    pub done: usize,
+    pub total: usize,
+}
+
+/// Why a step can never go on unless somebody acts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocker {
+    pub code: &'static str,
+    pub node: Option<Address>,
+    pub why: String,
+    pub recovery: &'static str,
+}
+
+/// One implementation per step.
+pub trait Action {
+    fn key(&self) -> StepKey;
+
+    /// One line for people.
+    fn title(&self) -> String;
+
+    /// The nodes that it sends commands to, or waits for.
+    fn nodes(&self) -> Vec<Address>;
+
+    fn hazards(&self) -> Vec<Hazard> {
+        Vec::new()
+    }
+
+    /// Precondition, verification, resume and dry run in one question.
+    fn check(&self, seen: &Observation) -> Check;
+
+    /// The world if the step worked.
+    fn effect(&self, world: &mut Observation);
+
+    /// What it would send, given what was seen; nothing for a step that only waits.
+    fn commands(&self, seen: &Observation) -> Vec<Command>;
+
+    /// What it leaves on nodes; to be committed before the first command.
+    fn marks(&self, _seen: &Observation) -> Vec<Mark> {
+        Vec::new()
+    }
+
+    /// Marks that go with its success, where the node cannot show that they are gone.
+    fn clears(&self) -> Vec<Mark> {
+        Vec::new()
+    }
+}
+
+impl Step {
+    #[must_use]
+    pub fn action(&self) -> &dyn Action {
+        match self {
+            Self::RestoreSettings(s) => s,
+            Self::RewriteConfig(s) => s,
+            Self::ResetNode(s) => s,
+            Self::Configure(s) => s,
+            Self::SetTemporary(s) => s,
+            Self::ClaimSlots(s) => s,
+            Self::Meet(s) => s,
+            Self::Replicate(s) => s,
+            Self::AwaitAgreement(s) => s,
+        }
+    }
+
+    /// The kind's name, as the API shows it.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::RestoreSettings(_) => "restore_settings",
+            Self::RewriteConfig(_) => "rewrite_config",
+            Self::ResetNode(_) => "reset_node",
+            Self::Configure(_) => "configure",
+            Self::SetTemporary(_) => "set_temporary",
+            Self::ClaimSlots(_) => "claim_slots",
+            Self::Meet(_) => "meet",
+            Self::Replicate(_) => "replicate",
+            Self::AwaitAgreement(_) => "await_agreement",
+        }
+    }
+}
+
+impl Wait {
+    /// Waits for nodes that do not answer.
+    #[must_use]
+    pub fn for_nodes(nodes: Vec<Address>, seen: &Observation) -> Self {
+        let words: Vec<_> = nodes.iter().map(|n| silence(n, seen)).collect();
+        let total = nodes.len();
+        Self { reason: WaitingFor::Node, nodes, why: words.join("; "), done: 0, total }
+    }
+
+    /// Waits until gossip has told one node something.
+    #[must_use]
+    pub fn for_gossip(node: &Address, why: String) -> Self {
+        let reason = WaitingFor::Convergence;
+        Self { reason, nodes: vec![node.clone()], why, done: 0, total: 1 }
+    }
+}
+
+fn silence(node: &Address, seen: &Observation) -> String {
+    match seen.sighting(node) {
+        Sighting::Silent(s) => format!("{node} does not answer ({})", s.message),
+        Sighting::Seen(_) | Sighting::Unknown => format!("{node} was not seen yet"),
+    }
+}
+
+/// `Err` is the answer for a node that cannot be judged since it was not seen.
+fn seen_or_wait<'a>(
+    node: &Address,
+    seen: &'a Observation,
+) -> Result<&'a super::observation::Report, Check> {
+    let report = seen.report(node).filter(|r| !r.loading);
+    report.ok_or_else(|| Check::Waiting(Wait::for_nodes(vec![node.clone()], seen)))
+}

@@ -1,0 +1,91 @@
+//! Makes one node the replica of another, as soon as it knows it.
+
+use serde::{Deserialize, Serialize};
+
+use super::claim::no_cluster;
+use super::command::{Command, Verb};
+use super::{Action, Blocker, Check, StepKey, Wait, seen_or_wait};
+use crate::domain::node::Address;
+use crate::domain::observation::{Observation, Role, Sighting};
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replicate {
+    pub node: Address,
+    pub primary: Address,
+}
+
+impl Action for Replicate {
+    fn key(&self) -> StepKey {
+        format!("replicate:{}", self.node)
+    }
+
+    fn title(&self) -> String {
+        format!("Make {} a replica of {}", self.node, self.primary)
+    }
+
+    fn nodes(&self) -> Vec<Address> {
+        vec![self.node.clone()]
+    }
+
+    fn check(&self, seen: &Observation) -> Check {
+        let report = match seen_or_wait(&self.node, seen) {
+            Err(wait) => return wait,
+            Ok(report) => report,
+        };
+        let Some(view) = &report.cluster else { return Check::Blocked(no_cluster(&self.node)) };
+        let primary = match seen_or_wait(&self.primary, seen) {
+            Err(wait) => return wait,
+            Ok(primary) => primary,
+        };
+        let Some(theirs) = &primary.cluster else {
+            return Check::Blocked(no_cluster(&self.primary));
+        };
+        if view.me().and_then(|me| me.primary.as_ref()) == Some(&theirs.my_id) {
+            Check::Done
+        } else if !view.known().contains(&theirs.my_id) {
+            let why = format!("{} has not heard of {} yet", self.node, self.primary);
+            Check::Waiting(Wait::for_gossip(&self.node, why))
+        } else if report.role == Role::Primary && (report.keys > 0 || !view.my_slots().is_empty()) {
+            Check::Blocked(Blocker {
+                code: "node_has_keys",
+                node: Some(self.node.clone()),
+                why: format!("{} holds keys or slots, which becoming a replica would destroy", self.node),
+                recovery: "Empty the node, or choose another one.",
+            })
+        } else if primary.role != Role::Primary {
+            Check::Blocked(Blocker {
+                code: "wrong_role",
+                node: Some(self.primary.clone()),
+                why: format!("{} is no primary, and a replica of a replica is never made", self.primary),
+                recovery: "Retry the plan: it looks again who is primary.",
+            })
+        } else {
+            Check::Ready
+        }
+    }
+
+    fn effect(&self, world: &mut Observation) {
+        let Some(theirs) = world.view(&self.primary) else { return };
+        let (primary_id, functions) = (
+            theirs.my_id.clone(),
+            world.report(&self.primary).is_some_and(|r| r.functions),
+        );
+        let offset = world.report(&self.primary).map_or(0, |r| r.replication.offset);
+        let Some(Sighting::Seen(report)) = world.nodes.get_mut(&self.node) else { return };
+        report.role = Role::Replica;
+        report.functions = functions;
+        report.replication.primary = Some(self.primary.clone());
+        report.replication.link_up = true;
+        report.replication.offset = offset;
+        let Some(view) = &mut report.cluster else { return };
+        if let Some(me) = view.peers.get_mut(&view.my_id) {
+            me.role = Role::Replica;
+            me.primary = Some(primary_id);
+        }
+    }
+
+    fn commands(&self, seen: &Observation) -> Vec<Command> {
+        let Some(theirs) = seen.view(&self.primary) else { return vec![] };
+        vec![Command::new(&self.node, Verb::Replicate(theirs.my_id.clone()))]
+    }
+}

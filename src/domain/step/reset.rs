@@ -1,0 +1,101 @@
+//! Makes one node blank: its keys and its membership of whatever cluster go. Only for a node that a
+//! plan's terms name, and only while it is still the one that they mean.
+
+use serde::{Deserialize, Serialize};
+
+use super::command::{Command, Verb};
+use super::{Action, Check, StepKey, seen_or_wait};
+use crate::domain::hazard::{Hazard, HazardKind};
+use crate::domain::node::{Address, ClusterNodeId};
+use crate::domain::observation::{ClusterView, Observation, Peer, Role, Sighting};
+use crate::domain::slot::SlotSet;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResetNode {
+    pub node: Address,
+    /// The identity to be rid of: a hard reset gives the node another one.
+    pub identity: ClusterNodeId,
+    /// How many keys it had when the plan was made.
+    pub keys: u64,
+}
+
+/// The id of the hazard of emptying a node.
+#[must_use]
+pub fn hazard_id(node: &Address) -> String {
+    format!("flush:{node}")
+}
+
+impl Action for ResetNode {
+    fn key(&self) -> StepKey {
+        format!("reset_node:{}", self.node)
+    }
+
+    fn title(&self) -> String {
+        format!("Empty {} and reset its cluster identity", self.node)
+    }
+
+    fn nodes(&self) -> Vec<Address> {
+        vec![self.node.clone()]
+    }
+
+    fn hazards(&self) -> Vec<Hazard> {
+        vec![Hazard {
+            id: hazard_id(&self.node),
+            kind: HazardKind::DataLoss,
+            step: self.key(),
+            why: format!(
+                "{} loses its {} keys, its functions and its place in the cluster that it belongs to",
+                self.node, self.keys
+            ),
+            expected_ms: None,
+        }]
+    }
+
+    fn check(&self, seen: &Observation) -> Check {
+        match seen_or_wait(&self.node, seen) {
+            Err(wait) => wait,
+            Ok(r) => match &r.cluster {
+                Some(view) if view.my_id == self.identity => Check::Ready,
+                Some(_) | None => Check::Done,
+            },
+        }
+    }
+
+    fn effect(&self, world: &mut Observation) {
+        let Some(Sighting::Seen(report)) = world.nodes.get_mut(&self.node) else { return };
+        report.keys = 0;
+        report.functions = false;
+        report.role = Role::Primary;
+        report.replication.primary = None;
+        let id = ClusterNodeId(format!("(new id of {})", self.node));
+        let me = Peer {
+            address: Some(self.node.clone()),
+            bus_port: None,
+            role: Role::Primary,
+            primary: None,
+            epoch: 0,
+            linked: true,
+            suspect: false,
+            failed: false,
+            handshake: false,
+            slots: SlotSet::empty(),
+        };
+        report.cluster = Some(ClusterView {
+            my_id: id.clone(),
+            state_ok: false,
+            my_epoch: 0,
+            current_epoch: 0,
+            peers: [(id, me)].into(),
+            open: vec![],
+            health: [].into(),
+        });
+    }
+
+    /// A primary with keys refuses the reset, so it is emptied first; a replica refuses to be
+    /// emptied, and is by the reset.
+    fn commands(&self, seen: &Observation) -> Vec<Command> {
+        let primary = seen.report(&self.node).is_some_and(|r| r.role == Role::Primary);
+        let flush = primary.then(|| Command::new(&self.node, Verb::FlushAll));
+        flush.into_iter().chain([Command::new(&self.node, Verb::ResetHard)]).collect()
+    }
+}

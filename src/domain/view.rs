@@ -1,0 +1,230 @@
+//! What follows from an observation: who is primary, how each shard and the whole are doing.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::id::ShardId;
+use super::node::Address;
+use super::observation::{ClusterView, Observation, Report, Role, Sighting};
+use super::slot::SlotSet;
+use super::topology::{Layout, Shard};
+
+/// Who is primary of a shard, as far as it can be seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Primary {
+    Settled(Address),
+    /// Several claim it and no majority agrees on one.
+    Contested(Vec<Address>),
+    None,
+}
+
+impl Primary {
+    #[must_use]
+    pub fn settled(&self) -> Option<&Address> {
+        match self {
+            Self::Settled(address) => Some(address),
+            Self::Contested(_) | Self::None => None,
+        }
+    }
+}
+
+/// The primary of a shard: the member that says so itself. Where several do (a node that came back
+/// believes in its old role), the highest configuration epoch wins, if a majority of the nodes
+/// that were seen shows the same owner.
+#[must_use]
+pub fn primary_of(shard: &Shard, slots: &SlotSet, seen: &Observation) -> Primary {
+    let claims = |address: &&Address| {
+        seen.report(address).is_some_and(|r| {
+            r.role == Role::Primary
+                && (slots.is_empty()
+                    || r.cluster.as_ref().is_some_and(|v| !v.my_slots().intersection(slots).is_empty()))
+        })
+    };
+    let claimants: Vec<&Address> = shard.members.iter().filter(claims).collect();
+    match claimants.as_slice() {
+        [] => Primary::None,
+        [one] => Primary::Settled((*one).clone()),
+        several => {
+            let epoch = |a: &&&Address| seen.view(a).map_or(0, |v| v.my_epoch);
+            let top = several.iter().max_by_key(epoch).filter(|a| majority_shows(a, slots, seen));
+            match top {
+                Some(address) => Primary::Settled((**address).clone()),
+                None => Primary::Contested(several.iter().map(|a| (*a).clone()).collect()),
+            }
+        }
+    }
+}
+
+fn majority_shows(owner: &Address, slots: &SlotSet, seen: &Observation) -> bool {
+    let Some(id) = seen.view(owner).map(|v| &v.my_id) else { return false };
+    let views: Vec<&ClusterView> = seen.nodes.keys().filter_map(|a| seen.view(a)).collect();
+    let agreeing = views.iter().filter(|v| {
+        v.peers.get(id).is_some_and(|p| !p.slots.intersection(slots).is_empty())
+    });
+    agreeing.count() * 2 > views.len()
+}
+
+/// How a topology is doing; the first that holds, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    Deleting,
+    /// Its first plan has not succeeded yet.
+    Creating,
+    /// Some shard has no primary that serves, or nodes say that the cluster is down.
+    Down,
+    /// None of its nodes was seen.
+    Unknown,
+    /// It serves, but a node is silent or a replica does not follow.
+    Degraded,
+    /// A plan is active.
+    Changing,
+    Steady,
+}
+
+impl Phase {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Deleting => "deleting",
+            Self::Creating => "creating",
+            Self::Down => "down",
+            Self::Unknown => "unknown",
+            Self::Degraded => "degraded",
+            Self::Changing => "changing",
+            Self::Steady => "steady",
+        }
+    }
+}
+
+/// One shard as it is seen.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ShardStatus {
+    pub id: ShardId,
+    /// Null while there is none, or while several claim it.
+    pub primary: Option<Address>,
+    pub replicas: Vec<ReplicaStatus>,
+    /// The slots that its primary says it serves.
+    #[schema(value_type = String)]
+    pub slots: SlotSet,
+}
+
+/// One replica as it is seen.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct ReplicaStatus {
+    pub address: Address,
+    pub state: ReplicaState,
+    /// Bytes that it has yet to take from its primary.
+    pub lag_bytes: Option<u64>,
+    /// Seconds since it last heard from its primary.
+    pub lag_seconds: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplicaState {
+    Online,
+    /// It takes a full copy of its primary's data.
+    Syncing,
+    LinkDown,
+    /// It is no replica of this shard's primary.
+    Detached,
+    Loading,
+    Silent,
+    Unknown,
+}
+
+/// Each shard of a layout as it is seen.
+#[must_use]
+pub fn shards(layout: &Layout, seen: &Observation) -> Vec<ShardStatus> {
+    layout.shards().iter().map(|(shard, slots)| shard_status(shard, slots, seen)).collect()
+}
+
+fn shard_status(shard: &Shard, slots: &SlotSet, seen: &Observation) -> ShardStatus {
+    let primary = primary_of(shard, slots, seen).settled().cloned();
+    let served = primary.as_ref().and_then(|p| seen.view(p)).map(ClusterView::my_slots);
+    let replicas = shard.members.iter().filter(|m| Some(*m) != primary.as_ref());
+    ShardStatus {
+        id: shard.id,
+        replicas: replicas.map(|m| replica_status(m, primary.as_ref(), seen)).collect(),
+        slots: served.unwrap_or_default(),
+        primary,
+    }
+}
+
+fn replica_status(node: &Address, primary: Option<&Address>, seen: &Observation) -> ReplicaStatus {
+    let (state, lag_bytes, lag_seconds) = match seen.sighting(node) {
+        Sighting::Silent(_) => (ReplicaState::Silent, None, None),
+        Sighting::Unknown => (ReplicaState::Unknown, None, None),
+        Sighting::Seen(report) => {
+            let ahead = primary.and_then(|p| seen.report(p)).map(|p| p.replication.offset);
+            let lag = ahead.map(|o| o.saturating_sub(report.replication.offset));
+            (replica_state(report, primary, seen), lag, report.replication.last_io_seconds)
+        }
+    };
+    ReplicaStatus { address: node.clone(), state, lag_bytes, lag_seconds }
+}
+
+fn replica_state(report: &Report, primary: Option<&Address>, seen: &Observation) -> ReplicaState {
+    if report.loading {
+        ReplicaState::Loading
+    } else if !follows(report, primary, seen) {
+        ReplicaState::Detached
+    } else if report.replication.sync_in_progress {
+        ReplicaState::Syncing
+    } else if report.replication.link_up {
+        ReplicaState::Online
+    } else {
+        ReplicaState::LinkDown
+    }
+}
+
+/// Whether a node is a replica of `primary`; in a cluster that is told by ids, since addresses may
+/// differ by vantage point. While there is no primary every replica counts as following.
+fn follows(report: &Report, primary: Option<&Address>, seen: &Observation) -> bool {
+    if report.role != Role::Replica {
+        return false;
+    }
+    let Some(primary) = primary else { return true };
+    match (&report.cluster, seen.view(primary)) {
+        (Some(view), Some(theirs)) => {
+            view.me().and_then(|me| me.primary.as_ref()) == Some(&theirs.my_id)
+        }
+        (None, _) | (_, None) => report.replication.primary.as_ref() == Some(primary),
+    }
+}
+
+/// What the phase depends on beside the nodes.
+#[derive(Debug, Clone, Copy)]
+pub struct Life {
+    /// Whether its first plan has succeeded.
+    pub created: bool,
+    pub plan_active: bool,
+}
+
+#[must_use]
+pub fn phase(layout: &Layout, seen: &Observation, life: Life) -> Phase {
+    let members = layout.members();
+    let reports: Vec<&Report> = members.iter().filter_map(|m| seen.report(m)).collect();
+    let statuses = shards(layout, seen);
+    let cluster_fails = || {
+        let views: Vec<_> = reports.iter().filter_map(|r| r.cluster.as_ref()).collect();
+        views.iter().filter(|v| !v.state_ok).count() * 2 > views.len()
+    };
+    let serves = statuses.iter().all(|s| s.primary.is_some()) && !cluster_fails();
+    let well = reports.len() == members.len()
+        && statuses.iter().flat_map(|s| &s.replicas).all(|r| r.state == ReplicaState::Online);
+    if !life.created {
+        Phase::Creating
+    } else if reports.is_empty() {
+        Phase::Unknown
+    } else if !serves {
+        Phase::Down
+    } else if !well {
+        Phase::Degraded
+    } else if life.plan_active {
+        Phase::Changing
+    } else {
+        Phase::Steady
+    }
+}

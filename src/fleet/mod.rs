@@ -1,0 +1,79 @@
+//! The port to the nodes: to look at one, to knock at one of its ports, to send it commands.
+//!
+//! Nothing here decides anything. Commands come from `engine/apply` alone; everything else in
+//! Reeve only looks.
+
+pub mod redis;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+
+use crate::domain::credential::Credential;
+use crate::domain::fault::{Fault, NO_REPLY, UNREACHABLE};
+use crate::domain::node::Address;
+use crate::domain::observation::Report;
+use crate::domain::step::command::Verb;
+
+/// The nodes, real or simulated.
+pub trait Fleet: Send + Sync + 'static {
+    /// Asks a node everything that a report holds, in as few round trips as its version allows.
+    /// Must return within a bounded time whatever the node does.
+    fn look<'a>(
+        &'a self,
+        target: &'a Target,
+        ask: &'a Ask,
+    ) -> BoxFuture<'a, Result<Report, FleetError>>;
+
+    /// Opens and closes a TCP connection to one of the node's ports.
+    fn knock<'a>(&'a self, node: &'a Address, port: u16) -> BoxFuture<'a, Result<(), FleetError>>;
+
+    /// Sends commands in order over one connection and stops counting at the first that fails:
+    /// `Ok` says that every one was answered with success.
+    fn send<'a>(
+        &'a self,
+        target: &'a Target,
+        verbs: &'a [Verb],
+    ) -> BoxFuture<'a, Result<(), FleetError>>;
+}
+
+/// Where a node is and how to log in there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    pub address: Address,
+    pub login: Option<Arc<Credential>>,
+    /// What its replicas should log in with, where the topology names it.
+    pub replication: Option<Arc<Credential>>,
+}
+
+/// What a look should read beside the usual.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Ask {
+    /// Names of settings to read.
+    pub settings: BTreeSet<String>,
+}
+
+/// Why a node did not do or say what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FleetError {
+    /// Nothing was sent: no connection.
+    #[error("{node} cannot be reached: {message}")]
+    Unreachable { node: Address, message: String },
+    /// Something was sent and no answer came; it may have run, or may still run.
+    #[error("{node} did not answer: {message}")]
+    Ambiguous { node: Address, message: String },
+    /// The node answered with an error. `code` is its first word.
+    #[error("{node} answered {code}: {message}")]
+    Rejected { node: Address, code: String, message: String },
+}
+
+impl From<FleetError> for Fault {
+    fn from(error: FleetError) -> Self {
+        match error {
+            FleetError::Unreachable { node, message } => Self::new(UNREACHABLE, message, &node),
+            FleetError::Ambiguous { node, message } => Self::new(NO_REPLY, message, &node),
+            FleetError::Rejected { node, code, message } => Self::new(&code, message, &node),
+        }
+    }
+}

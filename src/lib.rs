@@ -1,0 +1,6 @@
+//! Reeve keeps Redis (and Valkey) deployments in the shape that their owners asked for.
+//! `ARCHITECTURE.md` is the map.
+
+pub mod clock;
+pub mod domain;
+//pub mod fleet;
