@@ -3,4 +3,6 @@
 
 pub mod clock;
 pub mod domain;
-//pub mod fleet;
+pub mod engine;
+pub mod fleet;
+pub mod store;

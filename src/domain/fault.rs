@@ -66,18 +66,36 @@ impl Fault {
     #[must_use]
     pub fn recovery(&self) -> &'static str {
         match self.code.as_str() {
-            UNREACHABLE => "Check that the node runs and that Reeve's host may connect to it, then retry the plan.",
-            NO_REPLY => "The node took the command but did not answer. See whether it hangs (a long script, swapping, a stopped process), then retry the plan; what already happened is recognised.",
-            "CLUSTERDOWN" => "Check that every primary runs and that all slots are covered (GET …/slots), then retry the plan.",
+            UNREACHABLE => {
+                "Check that the node runs and that Reeve's host may connect to it, then retry the plan."
+            }
+            NO_REPLY => {
+                "The node took the command but did not answer. See whether it hangs (a long script, swapping, a stopped process), then retry the plan; what already happened is recognised."
+            }
+            "CLUSTERDOWN" => {
+                "Check that every primary runs and that all slots are covered (GET …/slots), then retry the plan."
+            }
             "MOVED" => "The slot is on another node than expected. Retry the plan: it looks again.",
             "ASK" => "The slot is being moved. Retry the plan when the move is over.",
-            "CROSSSLOT" => "The keys of one command lie in different slots. Give them a common hash tag.",
-            "READONLY" => "The node is a replica now. Retry the plan: it looks again who is primary.",
-            "NOAUTH" | "WRONGPASS" => "Store the right password with POST /v1/credentials and name it in spec.credentials.admin.",
-            "NOPERM" => "Give the ACL user that Reeve logs in with the command that is named, then retry the plan.",
+            "CROSSSLOT" => {
+                "The keys of one command lie in different slots. Give them a common hash tag."
+            }
+            "READONLY" => {
+                "The node is a replica now. Retry the plan: it looks again who is primary."
+            }
+            "NOAUTH" | "WRONGPASS" => {
+                "Store the right password with POST /v1/credentials and name it in spec.credentials.admin."
+            }
+            "NOPERM" => {
+                "Give the ACL user that Reeve logs in with the command that is named, then retry the plan."
+            }
             "LOADING" => "The node loads its data. Retry the plan when it is done.",
-            "MISCONF" => "The node cannot write its snapshot. Free or mend its disk, then retry the plan.",
-            "OOM" => "The node has no memory left under its maxmemory. Raise it or choose another node, then retry the plan.",
+            "MISCONF" => {
+                "The node cannot write its snapshot. Free or mend its disk, then retry the plan."
+            }
+            "OOM" => {
+                "The node has no memory left under its maxmemory. Raise it or choose another node, then retry the plan."
+            }
             _ => "Read the message, mend the cause on the node, then retry the plan.",
         }
     }

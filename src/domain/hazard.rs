@@ -7,7 +7,20 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 /// Kinds of harm, the least first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default, ToSchema)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    Default,
+    ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum HazardKind {
     #[default]
@@ -33,7 +46,9 @@ pub struct Hazard {
 
 /// The ceiling that a caller may accept as a whole; `data_loss` is not among them, since each such
 /// hazard is accepted by its id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, Default, ToSchema)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, Default, ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Ceiling {
     #[default]

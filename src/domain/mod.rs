@@ -9,6 +9,7 @@
 //! - [`step::Action::check`] alone says whether a step is done, ready, waiting or blocked, and it
 //!   says so of what was seen, never of a command's reply.
 
+pub mod access;
 pub mod credential;
 pub mod event;
 pub mod fault;
@@ -30,3 +31,6 @@ pub mod step;
 pub mod survivability;
 pub mod topology;
 pub mod view;
+
+/// Times come from the database, or from the clock at the edge; here they are only compared.
+pub type Timestamp = chrono::DateTime<chrono::Utc>;

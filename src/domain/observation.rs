@@ -209,7 +209,6 @@ impl Observation {
         self.nodes.keys().find(|a| self.view(a).is_some_and(|v| v.my_id == *id))
     }
 
-    #[must_use]
     pub fn marks_on<'a>(&'a self, node: &'a Address) -> impl Iterator<Item = &'a Mark> {
         self.marks.iter().filter(move |m| m.node == *node)
     }

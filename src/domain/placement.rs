@@ -9,9 +9,10 @@
 //! Three stages make the layout. Primaries are dealt one by one, each to the domain where it costs
 //! least; these costs are convex, so dealing greedily is optimal for the first domains in `spread`.
 //! Replicas are dealt from the domains with most nodes left. Swaps then improve the score until
-//! none does, or until an effort that depends on the number of nodes alone is spent. For a new
-//! layout the first two goals are reached whenever any layout reaches both: with primaries dealt
-//! within Hall's condition, a replica in its primary's domain can always be swapped away.
+//! none does, or until an effort that depends on the number of nodes alone is spent. In a new
+//! layout, on what `spread` names first, the first two goals are reached whenever any layout
+//! reaches both: with primaries dealt within Hall's condition, a replica in its primary's domain
+//! can always be swapped away. The rest is as good as the search finds it.
 //!
 //! What a previous layout says stays: a member stays in its shard, and its first member stays the
 //! first. Nothing depends on the order in which nodes are listed.
@@ -65,8 +66,11 @@ pub fn place(request: &Request) -> Result<Placed, Refusal> {
     let seeds = ground.seeds(request);
     let mut board = Board::deal(&ground, &seeds);
     board.improve();
-    let lacks: Vec<Lack> =
-        ground.levels.iter().flat_map(|level| board.lacks(level, request.previous.is_some())).collect();
+    let lacks: Vec<Lack> = ground
+        .levels
+        .iter()
+        .flat_map(|level| board.lacks(level, request.previous.is_some()))
+        .collect();
     if request.placement.strict && !lacks.is_empty() {
         return Err(Refusal::Placement(ground.errors(request, &lacks)));
     }
@@ -142,7 +146,8 @@ impl<'a> Ground<'a> {
     /// The shards to be: those that stay, in their order, and new ones after them. Where there are
     /// too many, shards that lost all their members go first, then the last.
     fn seeds(&self, request: &Request) -> Vec<Seed> {
-        let position: BTreeMap<_, _> = self.nodes.iter().enumerate().map(|(i, n)| (&n.address, i)).collect();
+        let position: BTreeMap<_, _> =
+            self.nodes.iter().enumerate().map(|(i, n)| (&n.address, i)).collect();
         let mut old: Vec<Seed> = Vec::new();
         for (shard, slots) in request.previous.into_iter().flatten() {
             let stay = shard.members.iter().filter_map(|m| position.get(m).copied()).collect();
@@ -163,7 +168,8 @@ impl<'a> Ground<'a> {
             old.push(Seed { id, index: 0, slots, stay: vec![], led: false, previous: vec![] });
         }
         if resized {
-            for ((seed, slots), index) in old.iter_mut().zip(SlotSet::shares(self.shards)).zip(0..) {
+            for ((seed, slots), index) in old.iter_mut().zip(SlotSet::shares(self.shards)).zip(0..)
+            {
                 (seed.index, seed.slots) = (index, slots);
             }
         }
@@ -183,7 +189,8 @@ impl<'a> Ground<'a> {
             let shared = |node: usize| -> Vec<(bool, usize)> {
                 let same = |level: &Level, other: usize| level.of[node] == level.of[other];
                 let each = self.levels.iter();
-                each.map(|l| (same(l, kept[0]), kept[1..].iter().filter(|k| same(l, **k)).count())).collect()
+                each.map(|l| (same(l, kept[0]), kept[1..].iter().filter(|k| same(l, **k)).count()))
+                    .collect()
             };
             let rest = stay.iter().copied().filter(|node| !kept.contains(node));
             let Some(next) = rest.min_by_key(|&node| shared(node)) else { break };
@@ -194,7 +201,8 @@ impl<'a> Ground<'a> {
 
     /// The problems, each at the node that the request lists where it is about one.
     fn errors(&self, request: &Request, lacks: &[Lack]) -> Vec<FieldError> {
-        let listed: BTreeMap<_, _> = request.nodes.iter().enumerate().map(|(i, n)| (&n.address, i)).collect();
+        let listed: BTreeMap<_, _> =
+            request.nodes.iter().enumerate().map(|(i, n)| (&n.address, i)).collect();
         let mut errors = Vec::new();
         for lack in lacks {
             for (node, what) in &lack.cases {
@@ -213,7 +221,8 @@ impl<'a> Level<'a> {
             Spread::Zone => node.zone.as_str(),
             Spread::Host => node.machine(),
         };
-        let names: Vec<&str> = nodes.iter().map(name).collect::<BTreeSet<_>>().into_iter().collect();
+        let names: Vec<&str> =
+            nodes.iter().map(name).collect::<BTreeSet<_>>().into_iter().collect();
         let of: Vec<usize> =
             nodes.iter().map(|node| names.partition_point(|known| *known < name(node))).collect();
         let mut size = vec![0; names.len()];
@@ -309,7 +318,7 @@ impl<'a> Board<'a> {
                 home[node] = Some(s);
             }
         }
-        let mut free = home.iter().map(Option::is_none).collect();
+        let mut free: Vec<bool> = home.iter().map(Option::is_none).collect();
         let mut shards = deal_primaries(ground, seeds, &mut free);
         deal_replicas(ground, &mut shards, &mut free);
         let spares = (0..nodes).filter(|&node| free[node]);
@@ -321,7 +330,7 @@ impl<'a> Board<'a> {
             settled: seeds.iter().map(|seed| !seed.stay.is_empty()).collect(),
             tallies: ground.levels.iter().map(|level| Tally::new(level.names.len())).collect(),
             score: [0; 10],
-            effort: 20_000 + 1_500 * nodes,
+            effort: 8_000 + 300 * nodes,
         };
         for shard in 0..ground.shards {
             board.count(shard, 1);
@@ -349,15 +358,16 @@ impl<'a> Board<'a> {
             score[SAFETY_TERMS * l + HALF] += level.excess(after) - level.excess(before);
             score[UNEVEN + l] += after * after - before * before;
             // When domain z is lost, domain y serves the primaries that it has and its share of
-            // z's: r·p(y) + flow(z, y) in units of 1/r. Summed and squared over all z ≠ y, and
-            // without what depends on the p(y) alone, this is Σ flow² + 2r Σ p(y)·guests(y).
+            // z's: r·p(y) + flow(z, y) in units of 1/r. The squares of that over all z ≠ y, without
+            // what depends on the p(y) alone, sum up to Σ flow² + 2r Σ p(y)·guests(y).
             score[AFTER_LOSS + l] += 2 * replicas * sign * tally.guests[at];
             tally.primaries[at] = after;
             for replica in &shard[1..] {
                 let to = level.of[*replica];
                 if to != at {
                     let flow = i64::from(tally.flows[at * domains + to]);
-                    score[AFTER_LOSS + l] += sign * (2 * flow + sign + 2 * replicas * tally.primaries[to]);
+                    score[AFTER_LOSS + l] +=
+                        sign * (2 * flow + sign + 2 * replicas * tally.primaries[to]);
                     tally.flows[at * domains + to] += if sign > 0 { 1 } else { -1 };
                     tally.guests[to] += sign;
                 }
@@ -365,39 +375,65 @@ impl<'a> Board<'a> {
         }
     }
 
-    /// Swaps whatever makes the score better. First replicas of shards that share a domain move,
-    /// which leaves the dealt primaries as they are; then everything may.
+    /// Moves nodes as long as that makes the score better. First only replicas of unsafe shards
+    /// swap, which leaves the dealt primaries as they are; then everybody may; and where no swap
+    /// helps any more, three trade places.
     fn improve(&mut self) {
         let best = self.ideal();
-        let shared = (0..self.ground.shards).flat_map(|s| (1..self.ground.members).map(move |m| (s, m)));
-        let shared: Vec<_> = shared.map(|(s, m)| s * self.ground.members + m).collect();
-        while self.score != best && self.pass_over_replicas(&shared) {}
-        while self.score != best && self.pass_over_all() {}
+        while self.score != best && self.swap_replicas() {}
+        while self.score != best && (self.swap_any() || self.turn(true) || self.turn(false)) {}
+    }
+
+    /// The seats that belong to shards; those after them are the spares'.
+    fn seated(&self) -> usize {
+        self.ground.shards * self.ground.members
     }
 
     /// Whether a pass over the replicas of unsafe shards improved anything.
-    fn pass_over_replicas(&mut self, replicas: &[usize]) -> bool {
-        let (members, all) = (self.ground.members, self.ground.shards * self.ground.members);
+    fn swap_replicas(&mut self) -> bool {
+        let (members, seated) = (self.ground.members, self.seated());
         let mut improved = false;
-        for &x in replicas {
-            if !self.is_unsafe(x / members) {
-                continue;
-            }
-            for y in (0..self.seats.len()).filter(|y| *y >= all || y % members != 0) {
-                improved |= self.try_swap(x, y);
+        for x in (0..seated).filter(|x| x % members != 0) {
+            if self.is_unsafe(x / members) {
+                for y in (0..self.seats.len()).filter(|y| *y >= seated || y % members != 0) {
+                    improved |= self.try_turn(&[x, y]);
+                }
             }
         }
         improved
     }
 
-    fn pass_over_all(&mut self) -> bool {
+    /// Whether a pass over all pairs improved anything.
+    fn swap_any(&mut self) -> bool {
         let mut improved = false;
-        for x in 0..self.ground.shards * self.ground.members {
+        for x in 0..self.seated() {
             for y in x + 1..self.seats.len() {
-                improved |= self.try_swap(x, y);
+                improved |= self.try_turn(&[x, y]);
             }
         }
         improved
+    }
+
+    /// Whether some three who traded places, one of them of an unsafe shard or any, improved it.
+    fn turn(&mut self, of_unsafe: bool) -> bool {
+        for x in 0..self.seated() {
+            if of_unsafe && !self.is_unsafe(x / self.ground.members) {
+                continue;
+            }
+            for y in (0..self.seats.len()).filter(|y| *y != x) {
+                // Two spares would not both have to move.
+                let others = if y < self.seated() { self.seats.len() } else { self.seated() };
+                if self.effort == 0 || !self.may_sit(self.seats[y], x) {
+                    continue;
+                }
+                for z in (0..others).filter(|z| *z != x && *z != y) {
+                    if self.try_turn(&[x, y, z]) {
+                        return true;
+                    }
+                }
+            }
+        }
+        false
     }
 
     /// Whether members of a shard share more domains than so many members must.
@@ -409,33 +445,47 @@ impl<'a> Board<'a> {
         })
     }
 
-    /// Swaps two seats if both may be and it makes the score better.
-    fn try_swap(&mut self, x: usize, y: usize) -> bool {
+    /// Moves the node of each seat to the seat before it, and the first one's to the last, if all
+    /// may move and it makes the score better.
+    fn try_turn<const N: usize>(&mut self, seats: &[usize; N]) -> bool {
+        for (i, &seat) in seats.iter().enumerate() {
+            let (node, next) = (self.seats[seat], self.seats[seats[(i + 1) % N]]);
+            // Nodes that are alike need not move both, and so a shorter turn does the same.
+            if self.ground.levels.iter().all(|level| level.of[node] == level.of[next])
+                || !self.may_sit(next, seat)
+            {
+                return false;
+            }
+        }
         let members = self.ground.members;
-        let (a, b) = (self.seats[x], self.seats[y]);
-        let alike = self.ground.levels.iter().all(|level| level.of[a] == level.of[b]);
-        if alike || self.effort == 0 || !self.may_sit(a, y) || !self.may_sit(b, x) {
+        if self.effort == 0
+            || seats.iter().all(|s| s % members != 0 && s / members == seats[0] / members)
+        {
             return false;
         }
-        let shards: &[usize] = match (x / members, y / members) {
-            (s, t) if s == t => &[s],
-            (s, t) if t >= self.ground.shards => &[s],
-            (s, t) => &[s, t],
-        };
-        self.effort = self.effort.saturating_sub(members * shards.len());
+        self.effort = self.effort.saturating_sub(members * N);
+        let mut shards = [None; N];
+        for (i, &seat) in seats.iter().enumerate().filter(|(_, seat)| **seat < self.seated()) {
+            if !shards.contains(&Some(seat / members)) {
+                shards[i] = Some(seat / members);
+            }
+        }
         let before = self.score;
-        self.swap(shards, x, y);
+        self.change(&shards, |all| seats.windows(2).for_each(|pair| all.swap(pair[0], pair[1])));
         let better = self.score < before;
         if !better {
-            self.swap(shards, x, y);
+            self.change(&shards, |all| {
+                seats.windows(2).rev().for_each(|pair| all.swap(pair[0], pair[1]))
+            });
         }
         better
     }
 
-    fn swap(&mut self, shards: &[usize], x: usize, y: usize) {
-        shards.iter().for_each(|&s| self.count(s, -1));
-        self.seats.swap(x, y);
-        shards.iter().for_each(|&s| self.count(s, 1));
+    /// Changes the seats of these shards and keeps the score right.
+    fn change(&mut self, shards: &[Option<usize>], how: impl FnOnce(&mut [usize])) {
+        shards.iter().flatten().for_each(|&shard| self.count(shard, -1));
+        how(&mut self.seats);
+        shards.iter().flatten().for_each(|&shard| self.count(shard, 1));
     }
 
     /// Whether a node may move to a seat.
@@ -443,7 +493,7 @@ impl<'a> Board<'a> {
         let shard = seat / self.ground.members;
         let at_home = self.home[node] == Some(shard);
         let spare = shard >= self.ground.shards;
-        let first = !spare && seat % self.ground.members == 0;
+        let first = !spare && seat.is_multiple_of(self.ground.members);
         (at_home || self.home[node].is_none())
             && !(first && (self.led[shard] || (self.settled[shard] && !at_home)))
     }
@@ -476,19 +526,24 @@ impl Board<'_> {
     fn lacks(&self, level: &Level, kept: bool) -> Vec<Lack> {
         let (shards, members) = (self.ground.shards, self.ground.members);
         let word = level.word();
-        let at = match level.over {
-            Spread::Zone => "in zone",
-            Spread::Host => "on host",
+        let within = match level.over {
+            Spread::Zone => "in",
+            Spread::Host => "on",
         };
+        let at = format!("{within} {word}");
         let stays = if kept {
             " (a member stays in its shard while the spec lists it, so also take out the one that should move)"
         } else {
             ""
         };
         if let ([only], true) = (level.names.as_slice(), shards * members > 1) {
-            let what = format!("all {} nodes are {at} {only}, whose loss takes them all", self.seats.len());
-            let cure = format!("add nodes in other {word}s, or leave {word} out of placement.spread");
-            let cure = cure.replace("in other hosts", "on other hosts");
+            let what = format!(
+                "all {} nodes are {at} {only}, whose loss takes them all",
+                self.seats.len()
+            );
+            let cure = format!(
+                "add nodes {within} other {word}s, or leave {word} out of placement.spread"
+            );
             return vec![Lack { code: format!("single_{word}"), cases: vec![(None, what)], cure }];
         }
 
@@ -518,8 +573,10 @@ impl Board<'_> {
                     }
                 } else if let [_, second, ..] = together[..] {
                     doubled.insert(name);
-                    let names: Vec<_> = together.iter().map(|&n| self.address(n).to_string()).collect();
-                    let what = format!("replicas {} of shard {s} are all {at} {name}", list(&names));
+                    let names: Vec<_> =
+                        together.iter().map(|&n| self.address(n).to_string()).collect();
+                    let what =
+                        format!("replicas {} of shard {s} are all {at} {name}", list(&names));
                     among.push((Some(second), what));
                 }
             }
@@ -537,9 +594,13 @@ impl Board<'_> {
         let full = (0..level.size.len()).filter(|&d| level.size[d] >= cap).map(|d| level.names[d]);
         let half_cure = if missing > 0 {
             let elsewhere = names(word, full.collect());
-            format!("add {missing} or more nodes outside of {elsewhere}, where at most {cap} primaries can be in each {word}")
+            format!(
+                "add {missing} or more nodes outside of {elsewhere}, since no {word} may hold more than {cap} of the primaries"
+            )
         } else {
-            format!("the nodes have room for at most {cap} in each {word}: fail a shard over to another {word}, or add a node there")
+            format!(
+                "the nodes could do with {cap} in each {word}: fail a shard over to another {word}, or add a node there"
+            )
         };
         let with_primary_cure = format!(
             "add {} outside of {}{stays}",
@@ -548,7 +609,10 @@ impl Board<'_> {
         );
         let more = members.saturating_sub(level.names.len());
         let among_cure = if more > 0 {
-            format!("shards of {members} members need {members} {word}s: add nodes in {}{stays}", count(more, &format!("more {word}")))
+            format!(
+                "shards of {members} members need {members} {word}s: add nodes {within} {}{stays}",
+                count(more, &format!("more {word}"))
+            )
         } else {
             format!("add nodes outside of {}{stays}", names(word, doubled.into_iter().collect()))
         };
@@ -572,16 +636,19 @@ impl Board<'_> {
         let mut primaries = BTreeMap::new();
         let mut made = Vec::with_capacity(shards);
         for (s, seed) in seeds.into_iter().enumerate() {
-            let mut nodes: Vec<Address> = self.shard(s).iter().map(|&n| self.address(n).clone()).collect();
+            let mut nodes: Vec<Address> =
+                self.shard(s).iter().map(|&n| self.address(n).clone()).collect();
             nodes[1..].sort_unstable();
             primaries.insert(seed.id, nodes[0].clone());
             let same: BTreeSet<_> = seed.previous.iter().collect();
             // Whoever wrote the previous members may have had another order, which is no change.
-            let unchanged = seed.previous.len() == members && nodes.iter().all(|n| same.contains(n));
+            let unchanged =
+                seed.previous.len() == members && nodes.iter().all(|n| same.contains(n));
             let members = if unchanged { seed.previous } else { nodes };
             made.push((Shard { id: seed.id, index: seed.index, members }, seed.slots));
         }
-        let mut spares: Vec<_> = self.seats[shards * members..].iter().map(|&n| self.address(n).clone()).collect();
+        let mut spares: Vec<_> =
+            self.seats[shards * members..].iter().map(|&n| self.address(n).clone()).collect();
         spares.sort_unstable();
         if !spares.is_empty() {
             let names: Vec<_> = spares.iter().map(ToString::to_string).collect();
@@ -595,8 +662,9 @@ impl Board<'_> {
             );
             warnings.push(Warning { code: "spare_nodes".into(), message });
         }
-        let shards = Shards::new(made)
-            .map_err(|why| Refusal::Invalid(vec![FieldError::new("/spec/nodes", why.to_string())]))?;
+        let shards = Shards::new(made).map_err(|why| {
+            Refusal::Invalid(vec![FieldError::new("/spec/nodes", why.to_string())])
+        })?;
         Ok(Placed { shards, primaries, spares, warnings })
     }
 }
@@ -615,10 +683,11 @@ fn left(ground: &Ground, free: &[bool]) -> Vec<Vec<i64>> {
 
 /// Gives every shard its primary, in front of the members that stay. The new primaries come in
 /// address order.
-fn deal_primaries(ground: &Ground, seeds: &[Seed], free: &mut Vec<bool>) -> Vec<Vec<usize>> {
+fn deal_primaries(ground: &Ground, seeds: &[Seed], free: &mut [bool]) -> Vec<Vec<usize>> {
     let (shards, nodes) = (int(ground.shards), int(ground.nodes.len()));
     let replicas = int(ground.members - 1);
-    let mut held: Vec<Vec<i64>> = ground.levels.iter().map(|level| vec![0; level.names.len()]).collect();
+    let mut held: Vec<Vec<i64>> =
+        ground.levels.iter().map(|level| vec![0; level.names.len()]).collect();
     let mut left = left(ground, free);
 
     // With p primaries in a domain of n nodes, their replicas find nodes - n - (shards - p) seats
@@ -636,7 +705,7 @@ fn deal_primaries(ground: &Ground, seeds: &[Seed], free: &mut Vec<bool>) -> Vec<
         }
         cost
     };
-    let mut hold = |held: &mut [Vec<i64>], node: usize| {
+    let hold = |held: &mut [Vec<i64>], node: usize| {
         for (level, held) in ground.levels.iter().zip(held) {
             held[level.of[node]] += 1;
         }
@@ -656,7 +725,9 @@ fn deal_primaries(ground: &Ground, seeds: &[Seed], free: &mut Vec<bool>) -> Vec<
     let mut new = BTreeSet::new();
     for _ in chosen.iter().filter(|chosen| chosen.is_none()) {
         let candidates = (0..free.len()).filter(|&node| free[node]);
-        let Some(node) = candidates.min_by_key(|&node| (cost(&held, &left, node), node)) else { break };
+        let Some(node) = candidates.min_by_key(|&node| (cost(&held, &left, node), node)) else {
+            break;
+        };
         free[node] = false;
         hold(&mut held, node);
         for (level, left) in ground.levels.iter().zip(&mut left) {
@@ -734,7 +805,8 @@ impl Lack {
     /// All cases in one message.
     fn warning(&self) -> Warning {
         const SHOWN: usize = 3;
-        let mut parts: Vec<&str> = self.cases.iter().take(SHOWN).map(|(_, what)| what.as_str()).collect();
+        let mut parts: Vec<&str> =
+            self.cases.iter().take(SHOWN).map(|(_, what)| what.as_str()).collect();
         let more = format!("{} more like these", self.cases.len().saturating_sub(SHOWN));
         if self.cases.len() > SHOWN {
             parts.push(&more);
@@ -780,8 +852,525 @@ fn list<S: AsRef<str>>(names: &[S]) -> String {
     const SHOWN: usize = 8;
     let shown: Vec<&str> = names.iter().take(SHOWN).map(AsRef::as_ref).collect();
     match shown.as_slice() {
-        all if names.len() > SHOWN => format!("{} and {} more", all.join(", "), names.len() - SHOWN),
+        all if names.len() > SHOWN => {
+            format!("{} and {} more", all.join(", "), names.len() - SHOWN)
+        }
         [first @ .., last] if !first.is_empty() => format!("{} and {last}", first.join(", ")),
         all => all.join(""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn topology() -> TopologyId {
+        TopologyId(uuid::Uuid::nil())
+    }
+
+    fn node(number: usize, zone: &str, host: &str) -> NodeSpec {
+        let address = format!("{host}:{}", 7001 + number).parse().unwrap();
+        NodeSpec { address, zone: zone.into(), host: None }
+    }
+
+    /// One node a letter, in the zone of that name, each on its own host.
+    fn zoned(zones: &str) -> Vec<NodeSpec> {
+        zones.chars().enumerate().map(|(i, z)| node(i, &z.to_string(), &format!("h{i}"))).collect()
+    }
+
+    /// The same, all on one machine.
+    fn local(zones: &str) -> Vec<NodeSpec> {
+        zones.chars().enumerate().map(|(i, z)| node(i, &z.to_string(), "127.0.0.1")).collect()
+    }
+
+    fn strict() -> PlacementSpec {
+        PlacementSpec { strict: true, ..PlacementSpec::default() }
+    }
+
+    fn over(spread: &[Spread]) -> PlacementSpec {
+        PlacementSpec { spread: spread.to_vec(), strict: false }
+    }
+
+    fn request<'a>(
+        nodes: &'a [NodeSpec],
+        shards: u16,
+        replicas: u16,
+        placement: &'a PlacementSpec,
+    ) -> Request<'a> {
+        Request { topology: topology(), nodes, shards, replicas, placement, previous: None }
+    }
+
+    fn placed(nodes: &[NodeSpec], shards: u16, replicas: u16) -> Placed {
+        place(&request(nodes, shards, replicas, &PlacementSpec::default())).unwrap()
+    }
+
+    /// The zones of each shard, its primary's first.
+    fn zones(nodes: &[NodeSpec], placed: &Placed) -> Vec<String> {
+        let zone = |a: &Address| nodes.iter().find(|n| n.address == *a).unwrap().zone.clone();
+        placed.shards.iter().map(|(s, _)| s.members.iter().map(zone).collect::<String>()).collect()
+    }
+
+    fn sorted(text: &str) -> String {
+        let mut letters: Vec<char> = text.chars().collect();
+        letters.sort_unstable();
+        letters.into_iter().collect()
+    }
+
+    fn codes(placed: &Placed) -> Vec<&str> {
+        placed.warnings.iter().map(|w| w.code.as_str()).collect()
+    }
+
+    fn primaries_by_zone(nodes: &[NodeSpec], placed: &Placed) -> BTreeMap<String, usize> {
+        let mut count = BTreeMap::new();
+        for primary in placed.primaries.values() {
+            let node = nodes.iter().find(|n| n.address == *primary).unwrap();
+            *count.entry(node.zone.clone()).or_default() += 1;
+        }
+        count
+    }
+
+    #[test]
+    fn six_nodes_in_three_zones() {
+        for order in ["abcabc", "aabbcc", "cbaabc"] {
+            let nodes = zoned(order);
+            let placed = place(&request(&nodes, 3, 1, &strict())).unwrap();
+            let zones = zones(&nodes, &placed);
+            assert_eq!(sorted(&zones.iter().map(|z| &z[..1]).collect::<String>()), "abc");
+            assert_eq!(sorted(&zones.iter().map(|z| &z[1..]).collect::<String>()), "abc");
+            assert!(zones.iter().all(|z| z[..1] != z[1..]), "{zones:?}");
+            assert_eq!((placed.warnings, placed.spares), (vec![], vec![]));
+            let slots: Vec<_> = placed.shards.iter().map(|(_, slots)| slots.clone()).collect();
+            assert_eq!(slots, SlotSet::shares(3));
+            let indices: Vec<_> = placed.shards.iter().map(|(s, _)| s.index).collect();
+            assert_eq!(indices, [0, 1, 2]);
+        }
+    }
+
+    #[test]
+    fn nine_nodes_in_three_zones_give_every_shard_all_zones() {
+        let nodes = zoned("aaabbbccc");
+        let placed = place(&request(&nodes, 3, 2, &strict())).unwrap();
+        let zones = zones(&nodes, &placed);
+        assert!(zones.iter().all(|z| sorted(z) == "abc"), "{zones:?}");
+        assert_eq!(sorted(&zones.iter().map(|z| &z[..1]).collect::<String>()), "abc");
+    }
+
+    #[test]
+    fn primaries_without_replicas() {
+        let nodes = zoned("aabbcc");
+        let placed = placed(&nodes[..], 3, 0);
+        assert_eq!(sorted(&zones(&nodes, &placed).concat()), "abc");
+        assert_eq!((placed.spares.len(), codes(&placed)), (3, vec!["spare_nodes"]));
+    }
+
+    #[test]
+    fn a_seventh_node_stays_spare() {
+        let nodes = zoned("aaabbcc");
+        let placed = placed(&nodes, 3, 1);
+        let zones = zones(&nodes, &placed);
+        assert_eq!(sorted(&zones.iter().map(|z| &z[..1]).collect::<String>()), "abc");
+        assert!(zones.iter().all(|z| z[..1] != z[1..]), "{zones:?}");
+        assert_eq!((placed.spares.len(), codes(&placed)), (1, vec!["spare_nodes"]));
+        assert!(placed.warnings[0].message.contains(&placed.spares[0].to_string()));
+    }
+
+    #[test]
+    fn uneven_zones_give_what_they_can_and_say_what_they_lack() {
+        let nodes = zoned("aaaabc");
+        let placed = placed(&nodes, 3, 1);
+        assert_eq!(primaries_by_zone(&nodes, &placed).into_values().collect::<Vec<_>>(), [1, 1, 1]);
+        assert_eq!(codes(&placed), ["replica_shares_zone_with_primary"]);
+        let message = &placed.warnings[0].message;
+        assert!(
+            message
+                .ends_with("is in zone a like its primary h0:7001; add 1 node outside of zone a"),
+            "{message}"
+        );
+
+        let Err(Refusal::Placement(errors)) = place(&request(&nodes, 3, 1, &strict())) else {
+            panic!()
+        };
+        assert_eq!(errors.len(), 1);
+        let at: usize = errors[0].pointer.strip_prefix("/spec/nodes/").unwrap().parse().unwrap();
+        assert!((1..4).contains(&at) && errors[0].detail.contains(&nodes[at].address.to_string()));
+
+        let cured = zoned("aaaabcb");
+        assert_eq!(place(&request(&cured, 3, 1, &strict())).map(|p| p.spares.len()), Ok(1));
+    }
+
+    #[test]
+    fn two_zones_cannot_keep_a_majority() {
+        let nodes = zoned("aaabbb");
+        let placed = placed(&nodes, 3, 1);
+        assert_eq!(codes(&placed), ["zone_holds_half_of_primaries"]);
+        let message = &placed.warnings[0].message;
+        assert!(message.contains("holds 2 of the 3 primaries"), "{message}");
+        assert!(message.contains("add 1 or more nodes outside of zones a and b"), "{message}");
+    }
+
+    #[test]
+    fn one_machine_disturbs_no_zones_and_is_told_once() {
+        let nodes = local("abcabc");
+        let placed = placed(&nodes, 3, 1);
+        assert_eq!(zones(&nodes, &placed).iter().map(|z| &z[..1]).collect::<String>(), "abc");
+        assert!(zones(&nodes, &placed).iter().all(|z| z[..1] != z[1..]));
+        assert_eq!(codes(&placed), ["single_host"]);
+        assert_eq!(
+            placed.warnings[0].message,
+            "all 6 nodes are on host 127.0.0.1, whose loss takes them all; add nodes on other hosts, \
+             or leave host out of placement.spread"
+        );
+        let zone_alone = over(&[Spread::Zone]);
+        assert_eq!(place(&request(&nodes, 3, 1, &zone_alone)).unwrap().warnings, []);
+    }
+
+    #[test]
+    fn many_cases_of_one_lack_are_one_warning() {
+        let nodes: Vec<_> =
+            (0..40).map(|i| node(i, ["a", "b"][usize::from(i == 39)], &format!("h{i}"))).collect();
+        let placed = placed(&nodes, 20, 1);
+        let shared =
+            placed.warnings.iter().find(|w| w.code == "replica_shares_zone_with_primary").unwrap();
+        assert!(
+            shared.message.contains("; 16 more like these; add 19 nodes outside of zone a"),
+            "{}",
+            shared.message
+        );
+    }
+
+    #[test]
+    fn hosts_are_spread_within_zones() {
+        let pairs = [("a", "h1"), ("a", "h1"), ("a", "h2"), ("a", "h2"), ("a", "h3"), ("a", "h3")];
+        let nodes: Vec<_> = pairs.iter().enumerate().map(|(i, (z, h))| node(i, z, h)).collect();
+        assert_eq!(codes(&placed(&nodes, 3, 1)), ["single_zone"]);
+    }
+
+    #[test]
+    fn nothing_matters_when_spread_is_empty() {
+        let nodes = zoned("aaaaaa");
+        let placed =
+            place(&request(&nodes, 3, 1, &PlacementSpec { spread: vec![], strict: true })).unwrap();
+        assert_eq!(placed.warnings, []);
+    }
+
+    #[test]
+    fn too_few_nodes_are_refused() {
+        let nodes = zoned("abcab");
+        let Err(Refusal::Invalid(errors)) =
+            place(&request(&nodes, 3, 1, &PlacementSpec::default()))
+        else {
+            panic!()
+        };
+        assert_eq!(errors[0].pointer, "/spec/nodes");
+        assert_eq!(
+            errors[0].detail,
+            "3 shards with 1 replica each need 6 nodes, 5 are given; add 1 or ask for fewer"
+        );
+        assert!(matches!(
+            place(&request(&nodes, 0, 1, &PlacementSpec::default())),
+            Err(Refusal::Invalid(_))
+        ));
+    }
+
+    fn again(nodes: &[NodeSpec], shards: u16, replicas: u16, previous: &Placed) -> Placed {
+        let placement = PlacementSpec::default();
+        let previous = Some(&previous.shards);
+        place(&Request { previous, ..request(nodes, shards, replicas, &placement) }).unwrap()
+    }
+
+    #[test]
+    fn a_lost_node_is_replaced_and_the_rest_stays() {
+        let nodes = zoned("aabbccabc");
+        let before = placed(&nodes[..6], 3, 1);
+        let gone = before.primaries.values().next().unwrap();
+        let left: Vec<_> = nodes.iter().filter(|n| n.address != *gone).cloned().collect();
+        let after = again(&left, 3, 1, &before);
+        for ((old, slots), (new, same)) in before.shards.iter().zip(&after.shards) {
+            assert_eq!((old.id, old.index, slots), (new.id, new.index, same));
+            assert!(old.members.iter().filter(|m| *m != gone).all(|m| new.members.contains(m)));
+        }
+        let first = after.shards.iter().next().unwrap();
+        assert_eq!(
+            first.0.members[0],
+            before.shards.iter().next().unwrap().0.members[1],
+            "it has the data"
+        );
+        assert!(zones(&left, &after).iter().all(|z| z[..1] != z[1..]));
+    }
+
+    #[test]
+    fn shards_come_and_go_and_the_others_keep_their_ids() {
+        let nodes = zoned("abcabcabcd");
+        let three = placed(&nodes[..6], 3, 1);
+        let four = again(&nodes, 4, 1, &three);
+        let ids = |p: &Placed| p.shards.iter().map(|(s, _)| s.id).collect::<Vec<_>>();
+        assert_eq!(ids(&four)[..3], ids(&three));
+        assert_eq!(ids(&four)[3], ShardId::derive(topology(), 3));
+        assert_eq!(
+            four.shards.iter().map(|(_, s)| s.clone()).collect::<Vec<_>>(),
+            SlotSet::shares(4)
+        );
+        let back = again(&nodes, 3, 1, &four);
+        assert_eq!(ids(&back), ids(&three));
+        assert_eq!(back.shards, three.shards);
+        let less = again(&nodes, 3, 0, &three);
+        assert_eq!(less.primaries, three.primaries);
+    }
+
+    #[test]
+    fn an_order_that_somebody_else_gave_is_kept() {
+        let nodes = zoned("abcabc");
+        let members = |a: usize, b: usize| vec![nodes[a].address.clone(), nodes[b].address.clone()];
+        let shard = |index: u16, members| Shard {
+            id: ShardId::derive(topology(), 9 - u32::from(index)),
+            index,
+            members,
+        };
+        let slots: Vec<SlotSet> =
+            ["0-99", "100-16000", "16001-16383"].iter().map(|s| s.parse().unwrap()).collect();
+        let rows = [shard(0, members(5, 0)), shard(1, members(4, 1)), shard(2, members(2, 3))];
+        let previous = Shards::new(rows.into_iter().zip(slots).collect()).unwrap();
+        let placement = PlacementSpec::default();
+        let placed =
+            place(&Request { previous: Some(&previous), ..request(&nodes, 3, 1, &placement) })
+                .unwrap();
+        assert_eq!(placed.shards, previous);
+    }
+
+    #[test]
+    fn large_topologies_are_placed_quickly() {
+        let shapes =
+            [(60, 20, 2, 500), (60, 19, 2, 500), (1000, 333, 2, 20_000), (1000, 1, 999, 20_000)];
+        for (count, shards, replicas, millis) in shapes {
+            for zones in [3, 7] {
+                let zone = |i: usize| format!("z{}", (i * i + i / 3) % zones);
+                let host = |i: usize| format!("h{}", i * 7 % (count / 2));
+                let nodes: Vec<_> = (0..count).map(|i| node(i, &zone(i), &host(i))).collect();
+                let start = std::time::Instant::now();
+                let placed = placed(&nodes, shards, replicas);
+                let took = start.elapsed();
+                assert_eq!(placed.primaries.len(), usize::from(shards));
+                assert!(took < std::time::Duration::from_millis(millis), "{took:?}");
+            }
+        }
+    }
+
+    /// Nodes in random zones and on random hosts, shards, and replicas.
+    fn fleet(most: usize) -> impl Strategy<Value = (Vec<NodeSpec>, u16, u16)> {
+        fleet_of(1..=4, most)
+    }
+
+    fn fleet_of(
+        shards: std::ops::RangeInclusive<u16>,
+        most: usize,
+    ) -> impl Strategy<Value = (Vec<NodeSpec>, u16, u16)> {
+        (shards, 0..=3u16)
+            .prop_filter("too many", move |(s, r)| usize::from(s * (r + 1)) <= most)
+            .prop_flat_map(move |(s, r)| {
+                let needed = usize::from(s * (r + 1));
+                let nodes = prop::collection::vec((0..4usize, 0..6usize), needed..=most);
+                nodes.prop_map(move |places| {
+                    let place = |(i, (z, h)): (usize, &(usize, usize))| {
+                        node(i, &format!("z{z}"), &format!("h{h}"))
+                    };
+                    (places.iter().enumerate().map(place).collect(), s, r)
+                })
+            })
+    }
+
+    fn sizes(nodes: &[NodeSpec]) -> Vec<usize> {
+        let mut sizes: BTreeMap<&str, usize> = BTreeMap::new();
+        for node in nodes {
+            *sizes.entry(&node.zone).or_default() += 1;
+        }
+        sizes.into_values().collect()
+    }
+
+    /// Whether some placement has neither a replica in its primary's zone nor half of the
+    /// primaries in one zone, by trying all of them.
+    fn possible(
+        left: &mut Vec<usize>,
+        held: &mut [usize],
+        shards: usize,
+        replicas: usize,
+        cap: usize,
+        known: &mut HashSet<(Vec<usize>, Vec<usize>)>,
+    ) -> bool {
+        fn replicas_from(
+            zone: usize,
+            home: usize,
+            need: usize,
+            left: &mut Vec<usize>,
+            then: &mut dyn FnMut(&mut Vec<usize>) -> bool,
+        ) -> bool {
+            if need == 0 {
+                return then(left);
+            }
+            (zone..left.len()).any(|z| {
+                if z == home || left[z] == 0 {
+                    return false;
+                }
+                left[z] -= 1;
+                let found = replicas_from(z, home, need - 1, left, then);
+                left[z] += 1;
+                found
+            })
+        }
+        if held.iter().sum::<usize>() == shards {
+            return true;
+        }
+        if !known.insert((left.clone(), held.to_vec())) {
+            return false;
+        }
+        (0..left.len()).any(|home| {
+            if left[home] == 0 || held[home] == cap {
+                return false;
+            }
+            left[home] -= 1;
+            held[home] += 1;
+            let found = replicas_from(0, home, replicas, left, &mut |left| {
+                possible(left, &mut held.to_vec(), shards, replicas, cap, known)
+            });
+            left[home] += 1;
+            held[home] -= 1;
+            found
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        #[test]
+        fn everybody_has_one_part((nodes, shards, replicas) in fleet(14)) {
+            let placed = placed(&nodes, shards, replicas);
+            prop_assert_eq!(placed.shards.len(), usize::from(shards));
+            let mut all: Vec<&Address> = placed.spares.iter().collect();
+            for (shard, _) in &placed.shards {
+                prop_assert_eq!(shard.members.len(), usize::from(replicas) + 1);
+                prop_assert_eq!(&placed.primaries[&shard.id], &shard.members[0]);
+                prop_assert!(shard.members[1..].is_sorted());
+                all.extend(&shard.members);
+            }
+            all.sort_unstable();
+            let mut given: Vec<_> = nodes.iter().map(|n| &n.address).collect();
+            given.sort_unstable();
+            prop_assert_eq!(all, given);
+        }
+
+        #[test]
+        fn the_order_of_nodes_does_not_matter(
+            ((nodes, shards, replicas), shuffled) in
+                fleet(14).prop_flat_map(|f| (Just(f.clone()), Just(f.0).prop_shuffle()))
+        ) {
+            prop_assert_eq!(placed(&nodes, shards, replicas), placed(&shuffled, shards, replicas));
+        }
+
+        #[test]
+        fn what_is_placed_stays((nodes, shards, replicas) in fleet(14)) {
+            let before = placed(&nodes, shards, replicas);
+            let after = again(&nodes, shards, replicas, &before);
+            prop_assert_eq!(before.shards, after.shards);
+            prop_assert_eq!(before.primaries, after.primaries);
+            prop_assert_eq!(before.spares, after.spares);
+        }
+
+        #[test]
+        fn whoever_stays_stays_in_its_shard(
+            (nodes, shards, replicas) in fleet(12),
+            gone in prop::collection::vec(any::<bool>(), 12),
+            (other_shards, other_replicas) in (1..=5u16, 0..=3u16),
+        ) {
+            let before = placed(&nodes, shards, replicas);
+            let here = nodes.into_iter().zip(gone).filter(|(_, gone)| !gone);
+            let mut left: Vec<_> = here.map(|(node, _)| node).collect();
+            left.extend((20..40).map(|i| node(i, &format!("z{}", i % 3), &format!("g{i}"))));
+            let after = again(&left, other_shards, other_replicas, &before);
+            for (old, slots) in &before.shards {
+                let Some((new, same)) = after.shards.iter().find(|(s, _)| s.id == old.id) else {
+                    continue;
+                };
+                let is_left = |m: &&Address| left.iter().any(|n| n.address == **m);
+                let stays: Vec<_> = old.members.iter().filter(is_left).collect();
+                let kept = stays.iter().filter(|m| new.members.contains(m)).count();
+                prop_assert_eq!(kept, stays.len().min(usize::from(other_replicas) + 1));
+                if let Some(first) = stays.first().filter(|m| ***m == old.members[0]) {
+                    prop_assert_eq!(&new.members[0], *first);
+                }
+                prop_assert!(stays.is_empty() || stays.contains(&&new.members[0]));
+                prop_assert!(shards != other_shards || (slots, old.index) == (same, new.index));
+            }
+            let ids: Vec<_> = after.shards.iter().map(|(shard, _)| shard.id).collect();
+            let kept = before.shards.iter().filter(|(shard, _)| ids.contains(&shard.id)).count();
+            prop_assert_eq!(kept, usize::from(shards.min(other_shards)));
+            let same = again(&left, other_shards, other_replicas, &after);
+            prop_assert_eq!(same.shards, after.shards);
+        }
+
+        /// With as many nodes in each zone, and no more members in a shard than there are zones.
+        #[test]
+        fn even_zones_lack_nothing(
+            more in 0..3u16, replicas in 0..3u16, each in 1..5u16, hosts in 1..3u16,
+        ) {
+            let zones = (replicas + 1 + more).max(3);
+            let shards = zones * each / (replicas + 1);
+            let (cap, places) = (shards.saturating_sub(1) / 2, zones * each.min(hosts));
+            if shards < 3 || zones * each.min(cap) < shards || places * cap < shards {
+                return Ok(());
+            }
+            let host = |i: u16| format!("h{}", i % (zones * hosts));
+            let domains = |i: u16| (format!("z{}", i % zones), host(i));
+            let nodes: Vec<_> = (0..zones * each)
+                .map(|i| (usize::from(i), domains(i)))
+                .map(|(i, (zone, host))| node(i, &zone, &host))
+                .collect();
+            let placed = place(&request(&nodes, shards, replicas, &strict()));
+            prop_assert!(placed.is_ok(), "{:?}", placed);
+        }
+
+        #[test]
+        fn no_zone_holds_half_where_the_nodes_can_give_that(
+            (nodes, shards, replicas) in fleet_of(3..=4, 14)
+        ) {
+            let cap = usize::from((shards - 1) / 2);
+            let room: usize = sizes(&nodes).iter().map(|&n| n.min(cap)).sum();
+            let feasible = room >= usize::from(shards);
+            let placed = placed(&nodes, shards, replicas);
+            let most = primaries_by_zone(&nodes, &placed).into_values().max().unwrap();
+            prop_assert_eq!(most <= cap, feasible);
+            let told = ["zone_holds_half_of_primaries", "single_zone"];
+            prop_assert_eq!(codes(&placed).iter().any(|code| told.contains(code)), !feasible);
+        }
+
+        #[test]
+        fn members_are_in_different_zones_where_these_have_room(
+            (nodes, shards, replicas) in fleet(9)
+        ) {
+            // Each zone may give each shard one member (Gale and Ryser).
+            let room: usize = sizes(&nodes).iter().map(|&n| n.min(usize::from(shards))).sum();
+            if room >= usize::from(shards * (replicas + 1)) {
+                let placed = placed(&nodes, shards, replicas);
+                let shared = ["replica_shares_zone_with_primary", "replicas_share_zone"];
+                let told = codes(&placed).iter().any(|code| shared.contains(code));
+                prop_assert!(!told, "{:?}", placed);
+            }
+        }
+
+        #[test]
+        fn zones_are_safe_where_any_placement_is((nodes, shards, replicas) in fleet(9)) {
+            let cap = if shards < 3 { usize::MAX } else { usize::from((shards - 1) / 2) };
+            let mut left = sizes(&nodes);
+            let mut held = vec![0; left.len()];
+            let (count, each) = (usize::from(shards), usize::from(replicas));
+            let feasible = possible(&mut left, &mut held, count, each, cap, &mut HashSet::new());
+            let placed = placed(&nodes, shards, replicas);
+            let shared = codes(&placed).contains(&"replica_shares_zone_with_primary");
+            let apart = !shared && (left.len() > 1 || replicas == 0);
+            let most = primaries_by_zone(&nodes, &placed).into_values().max().unwrap();
+            prop_assert_eq!(apart && most <= cap, feasible, "{:?}", placed);
+        }
     }
 }

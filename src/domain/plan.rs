@@ -6,12 +6,78 @@
 //!    └────────────┴──────────┴─────────┴──► succeeded · failed · cancelled · superseded (final)
 //! ```
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::hazard::{Accepted, Hazard};
+use super::id::{PlanId, TopologyId};
+use super::intent::Intent;
 use super::node::Address;
+use super::placement::Warning;
+use super::planner::Terms;
+use super::step::{Step, StepKey};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+/// An intent made concrete.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    pub id: PlanId,
+    pub topology_id: TopologyId,
+    /// The topology's name.
+    pub topology: String,
+    pub intent: Intent,
+    pub terms: Terms,
+    pub state: PlanState,
+    pub requested: Option<Requested>,
+    pub waiting_for: Option<WaitingFor>,
+    /// 0 where there was none before.
+    pub from_version: i32,
+    pub to_version: i32,
+    pub fingerprint: String,
+    pub accepted: Accepted,
+    pub hazards: Vec<Hazard>,
+    pub warnings: Vec<Warning>,
+    pub retry_of: Option<PlanId>,
+    pub requested_by: String,
+    pub reason: Option<String>,
+    /// Set as soon as the plan is to fail; the state follows when nothing of it is left on nodes.
+    pub error: Option<PlanError>,
+    pub created_at: DateTime<Utc>,
+    pub started_at: Option<DateTime<Utc>>,
+    pub finished_at: Option<DateTime<Utc>>,
+    pub steps_done: i64,
+    pub steps_total: i64,
+}
+
+/// One step of a plan, with how it goes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepRecord {
+    pub key: StepKey,
+    pub position: i32,
+    pub step: Step,
+    pub state: StepState,
+    /// How often it was begun.
+    pub attempts: i32,
+    pub progress: Option<Progress>,
+    pub error: Option<PlanError>,
+    pub started_at: Option<DateTime<Utc>>,
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+/// How far a step has come.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Progress {
+    pub done: u64,
+    pub total: u64,
+    /// What is counted: nodes, slots, keys.
+    pub unit: String,
+    pub rate_per_second: Option<f64>,
+    pub eta_seconds: Option<f64>,
+}
+
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum PlanState {
     Proposed,
@@ -105,10 +171,9 @@ impl PlanState {
         match self {
             S::Proposed => matches!(next, S::Queued | S::Cancelled | S::Superseded),
             S::Queued => matches!(next, S::Running | S::Cancelled | S::Superseded | S::Failed),
-            S::Running => matches!(
-                next,
-                S::Paused | S::Succeeded | S::Failed | S::Cancelled | S::Superseded
-            ),
+            S::Running => {
+                matches!(next, S::Paused | S::Succeeded | S::Failed | S::Cancelled | S::Superseded)
+            }
             S::Paused => matches!(next, S::Running | S::Cancelled | S::Superseded | S::Failed),
             S::Succeeded | S::Failed | S::Cancelled | S::Superseded => false,
         }
@@ -125,6 +190,31 @@ impl PlanState {
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
             Self::Superseded => "superseded",
+        }
+    }
+}
+
+impl WaitingFor {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Operator => "operator",
+            Self::Consent => "consent",
+            Self::Node => "node",
+            Self::Convergence => "convergence",
+            Self::Retry => "retry",
+            Self::Preempted => "preempted",
+        }
+    }
+}
+
+impl Requested {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Cancel => "cancel",
+            Self::Supersede => "supersede",
         }
     }
 }

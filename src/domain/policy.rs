@@ -37,8 +37,12 @@ impl Policy {
     pub fn backoff_ms(&self, retry: u32, jitter: f64) -> u64 {
         let whole = self.backoff_base_ms.saturating_mul(1 << retry.saturating_sub(1).min(16));
         let half = whole / 2;
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss,
-            reason = "the product lies between 0 and half")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "the product lies between 0 and half"
+        )]
         let taken = (half as f64 * jitter.clamp(0.0, 1.0)) as u64;
         whole - taken
     }

@@ -164,7 +164,8 @@ impl SlotSet {
     /// Cuts the whole key space into `parts` contiguous shares whose sizes differ by at most one.
     #[must_use]
     pub fn shares(parts: usize) -> Vec<Self> {
-        let bound = |i: usize| u16::try_from(i * usize::from(SLOTS) / parts.max(1)).unwrap_or(SLOTS);
+        let bound =
+            |i: usize| u16::try_from(i * usize::from(SLOTS) / parts.max(1)).unwrap_or(SLOTS);
         (0..parts)
             .map(|i| {
                 let (first, end) = (bound(i), bound(i + 1));

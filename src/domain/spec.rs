@@ -380,17 +380,24 @@ impl ClusterSpec {
 fn reserved_setting(name: &str) -> Option<&'static str> {
     let simple = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if name.is_empty() || !name.chars().all(simple) {
-        return Some("a setting's name has lower-case letters, digits and hyphens, as in redis.conf");
+        return Some(
+            "a setting's name has lower-case letters, digits and hyphens, as in redis.conf",
+        );
     }
     match name {
         "masterauth" | "masteruser" | "primaryauth" | "primaryuser" => {
             Some("replication's login comes from credentials.replication")
         }
         "requirepass" => Some("passwords do not belong into settings; see POST /v1/credentials"),
-        "replicaof" | "slaveof" | "cluster-enabled" | "cluster-config-file" | "port" | "bind"
-        | "tls-port" | "dir" | "dbfilename" => {
-            Some("this is decided where the node is started, not here; remove it")
-        }
+        "replicaof"
+        | "slaveof"
+        | "cluster-enabled"
+        | "cluster-config-file"
+        | "port"
+        | "bind"
+        | "tls-port"
+        | "dir"
+        | "dbfilename" => Some("this is decided where the node is started, not here; remove it"),
         _ => None,
     }
 }

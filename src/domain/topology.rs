@@ -127,7 +127,9 @@ impl Layout {
             Self::Replication { shard } | Self::Sentinel { shard, .. } => {
                 vec![(shard, SlotSet::empty())]
             }
-            Self::Cluster { shards } => shards.iter().map(|(s, slots)| (s, slots.clone())).collect(),
+            Self::Cluster { shards } => {
+                shards.iter().map(|(s, slots)| (s, slots.clone())).collect()
+            }
             Self::Gone => vec![],
         }
     }
@@ -144,7 +146,9 @@ impl Layout {
     #[must_use]
     pub fn members(&self) -> BTreeSet<&Address> {
         match self {
-            Self::Replication { shard } | Self::Sentinel { shard, .. } => shard.members.iter().collect(),
+            Self::Replication { shard } | Self::Sentinel { shard, .. } => {
+                shard.members.iter().collect()
+            }
             Self::Cluster { shards } => shards.iter().flat_map(|(s, _)| &s.members).collect(),
             Self::Gone => BTreeSet::new(),
         }

@@ -37,7 +37,9 @@ pub fn primary_of(shard: &Shard, slots: &SlotSet, seen: &Observation) -> Primary
         seen.report(address).is_some_and(|r| {
             r.role == Role::Primary
                 && (slots.is_empty()
-                    || r.cluster.as_ref().is_some_and(|v| !v.my_slots().intersection(slots).is_empty()))
+                    || r.cluster
+                        .as_ref()
+                        .is_some_and(|v| !v.my_slots().intersection(slots).is_empty()))
         })
     };
     let claimants: Vec<&Address> = shard.members.iter().filter(claims).collect();
@@ -58,9 +60,9 @@ pub fn primary_of(shard: &Shard, slots: &SlotSet, seen: &Observation) -> Primary
 fn majority_shows(owner: &Address, slots: &SlotSet, seen: &Observation) -> bool {
     let Some(id) = seen.view(owner).map(|v| &v.my_id) else { return false };
     let views: Vec<&ClusterView> = seen.nodes.keys().filter_map(|a| seen.view(a)).collect();
-    let agreeing = views.iter().filter(|v| {
-        v.peers.get(id).is_some_and(|p| !p.slots.intersection(slots).is_empty())
-    });
+    let agreeing = views
+        .iter()
+        .filter(|v| v.peers.get(id).is_some_and(|p| !p.slots.intersection(slots).is_empty()));
     agreeing.count() * 2 > views.len()
 }
 

@@ -26,7 +26,10 @@ pub fn amend(
     let Spec::Cluster(cluster) = spec else {
         return Err(Refusal::Unsupported(format!(
             "mode {} cannot be created yet; mode cluster can",
-            serde_json::to_value(spec.mode()).ok().and_then(|v| Some(v.as_str()?.to_owned())).unwrap_or_default()
+            serde_json::to_value(spec.mode())
+                .ok()
+                .and_then(|v| Some(v.as_str()?.to_owned()))
+                .unwrap_or_default()
         )));
     };
     let placed = placement::place(&placement::Request {
@@ -183,8 +186,12 @@ fn replication_login(spec: &ClusterSpec, seen: &Observation) -> Option<FieldErro
 
 /// Any member may become primary of its shard, so each must read what any other writes.
 fn formats(spec: &ClusterSpec, seen: &Observation) -> Vec<FieldError> {
-    let reports = || spec.nodes.iter().enumerate().filter_map(|(i, n)| Some((i, n, seen.report(&n.address)?)));
-    let Some((_, newest, newest_report)) = reports().max_by_key(|(_, _, r)| r.capabilities().rdb_version) else {
+    let reports = || {
+        spec.nodes.iter().enumerate().filter_map(|(i, n)| Some((i, n, seen.report(&n.address)?)))
+    };
+    let Some((_, newest, newest_report)) =
+        reports().max_by_key(|(_, _, r)| r.capabilities().rdb_version)
+    else {
         return vec![];
     };
     reports()

@@ -140,8 +140,7 @@ impl Forecast {
 /// Folds the effects of the steps until nothing is left. Waits are taken to end well.
 #[must_use]
 pub fn forecast(question: &Question) -> Forecast {
-    let mut forecast =
-        Forecast { steps: vec![], blockers: vec![], world: question.seen.clone() };
+    let mut forecast = Forecast { steps: vec![], blockers: vec![], world: question.seen.clone() };
     // Each step is taken at most once, so a world that no step improves ends the loop.
     let mut taken = BTreeSet::new();
     loop {

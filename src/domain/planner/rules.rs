@@ -113,9 +113,9 @@ fn restore_settings(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
 
 fn reachable_marks<'a>(q: &Question<'a>) -> impl Iterator<Item = &'a Mark> {
     let (goal, seen) = (q.goal, q.seen);
-    seen.marks
-        .iter()
-        .filter(move |m| goal == Goal::Converge || matches!(seen.sighting(&m.node), Sighting::Seen(_)))
+    seen.marks.iter().filter(move |m| {
+        goal == Goal::Converge || matches!(seen.sighting(&m.node), Sighting::Seen(_))
+    })
 }
 
 fn resets(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
@@ -177,10 +177,10 @@ fn configure(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
 }
 
 fn rewrite(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
-    let tampered = |node: &Address| {
-        q.seen.marks_on(node).any(|m| matches!(m.what, MarkKind::Setting(_)))
-    };
-    let pending = reachable_marks(q).filter(|m| m.what == MarkKind::Unwritten && !tampered(&m.node));
+    let tampered =
+        |node: &Address| q.seen.marks_on(node).any(|m| matches!(m.what, MarkKind::Setting(_)));
+    let pending =
+        reachable_marks(q).filter(|m| m.what == MarkKind::Unwritten && !tampered(&m.node));
     Ok(pending.map(|m| Step::RewriteConfig(RewriteConfig { node: m.node.clone() })).collect())
 }
 

@@ -69,9 +69,7 @@ impl AwaitAgreement {
 
 fn distinct_epochs<'a>(peers: impl Iterator<Item = &'a Peer>) -> bool {
     let mut epochs = BTreeSet::new();
-    peers
-        .filter(|p| p.role == Role::Primary && !p.slots.is_empty())
-        .all(|p| epochs.insert(p.epoch))
+    peers.filter(|p| p.role == Role::Primary && !p.slots.is_empty()).all(|p| epochs.insert(p.epoch))
 }
 
 impl Action for AwaitAgreement {

@@ -16,7 +16,10 @@ pub struct Command {
 /// What may be said to a node. There is no other way to change one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verb {
-    ConfigSet { name: String, value: String },
+    ConfigSet {
+        name: String,
+        value: String,
+    },
     ConfigRewrite,
     /// Sets `masteruser` and `masterauth` to the topology's replication credential, which only the
     /// adapter knows.
@@ -64,11 +67,15 @@ impl Verb {
             Self::SetConfigEpoch(epoch) => words(&format!("CLUSTER SET-CONFIG-EPOCH {epoch}")),
             Self::AddSlots(slots) if capabilities.slot_ranges => {
                 let bounds = slots.ranges().iter().flat_map(|r| [r.first(), r.last()]);
-                words("CLUSTER ADDSLOTSRANGE").into_iter().chain(bounds.map(|s| s.to_string())).collect()
+                words("CLUSTER ADDSLOTSRANGE")
+                    .into_iter()
+                    .chain(bounds.map(|s| s.to_string()))
+                    .collect()
             }
-            Self::AddSlots(slots) => {
-                words("CLUSTER ADDSLOTS").into_iter().chain(slots.iter().map(|s| s.to_string())).collect()
-            }
+            Self::AddSlots(slots) => words("CLUSTER ADDSLOTS")
+                .into_iter()
+                .chain(slots.iter().map(|s| s.to_string()))
+                .collect(),
             Self::Meet(to) => words(&format!("CLUSTER MEET {} {}", to.host(), to.port())),
             Self::Replicate(primary) => words(&format!("CLUSTER REPLICATE {primary}")),
             Self::FlushAll => words("FLUSHALL"),
@@ -82,7 +89,8 @@ impl Verb {
     pub fn shown(&self, capabilities: Capabilities) -> String {
         match self {
             Self::AddSlots(slots) if !capabilities.slot_ranges => {
-                let ranges = slots.ranges().iter().map(|r| format!("{{{}..{}}}", r.first(), r.last()));
+                let ranges =
+                    slots.ranges().iter().map(|r| format!("{{{}..{}}}", r.first(), r.last()));
                 format!("CLUSTER ADDSLOTS {}", ranges.collect::<Vec<_>>().join(" "))
             }
             Self::ConfigSet { name, value } if value.is_empty() || value.contains(' ') => {

@@ -49,14 +49,20 @@ impl Action for Replicate {
             Check::Blocked(Blocker {
                 code: "node_has_keys",
                 node: Some(self.node.clone()),
-                why: format!("{} holds keys or slots, which becoming a replica would destroy", self.node),
+                why: format!(
+                    "{} holds keys or slots, which becoming a replica would destroy",
+                    self.node
+                ),
                 recovery: "Empty the node, or choose another one.",
             })
         } else if primary.role != Role::Primary {
             Check::Blocked(Blocker {
                 code: "wrong_role",
                 node: Some(self.primary.clone()),
-                why: format!("{} is no primary, and a replica of a replica is never made", self.primary),
+                why: format!(
+                    "{} is no primary, and a replica of a replica is never made",
+                    self.primary
+                ),
                 recovery: "Retry the plan: it looks again who is primary.",
             })
         } else {
@@ -66,10 +72,8 @@ impl Action for Replicate {
 
     fn effect(&self, world: &mut Observation) {
         let Some(theirs) = world.view(&self.primary) else { return };
-        let (primary_id, functions) = (
-            theirs.my_id.clone(),
-            world.report(&self.primary).is_some_and(|r| r.functions),
-        );
+        let (primary_id, functions) =
+            (theirs.my_id.clone(), world.report(&self.primary).is_some_and(|r| r.functions));
         let offset = world.report(&self.primary).map_or(0, |r| r.replication.offset);
         let Some(Sighting::Seen(report)) = world.nodes.get_mut(&self.node) else { return };
         report.role = Role::Replica;

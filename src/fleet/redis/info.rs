@@ -82,7 +82,8 @@ impl<'a> Info<'a> {
 /// An address from a host and a port as servers write them: IPv6 without brackets, and an empty
 /// host, `?` or port 0 for what they do not know.
 pub(super) fn address(host: &str, port: u16) -> Option<Address> {
-    let text = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    let text =
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     text.parse().ok()
 }
 
@@ -128,7 +129,8 @@ pub(super) mod tests {
 
     #[test]
     fn odd_values_read_as_nothing() {
-        let info = Info::parse("master_last_io_seconds_ago:-1\nmaster_host:?\nmaster_port:0\ndb0:x");
+        let info =
+            Info::parse("master_last_io_seconds_ago:-1\nmaster_host:?\nmaster_port:0\ndb0:x");
         assert_eq!(info.count("master_last_io_seconds_ago"), None);
         assert_eq!((info.primary(), info.keys(), info.number("absent")), (None, 0, 0));
         assert!(!info.is_credible());
@@ -136,7 +138,11 @@ pub(super) mod tests {
 
     proptest! {
         #[test]
-        fn no_text_trips_it(text in any::<String>(), at in 0..REPLICA.len(), junk in any::<char>()) {
+        fn no_text_trips_it(
+            text in any::<String>(),
+            at in 0..REPLICA.len(),
+            junk in any::<char>(),
+        ) {
             let mut mutated = REPLICA.to_owned();
             mutated.insert(at, junk);
             for text in [text, mutated, format!("db1:keys={}\ndb2:keys=9", u64::MAX)] {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use redis::Value;
 
 use super::info::{Info, address};
-use super::value::{items, pairs, text};
+use super::value::{field, items, text};
 use crate::domain::node::{Address, ClusterNodeId};
 use crate::domain::observation::{ClusterView, OpenSlot, Peer, Role};
 use crate::domain::slot::{SlotRange, SlotSet};
@@ -39,16 +39,12 @@ pub(super) fn view(
 
 /// Health by node id.
 pub(super) fn health(shards: &Value) -> BTreeMap<ClusterNodeId, String> {
-    let nodes_of = |shard| pairs(shard).filter(|(k, _)| text(k).is_some_and(|k| k == "nodes"));
     items(shards)
-        .flat_map(nodes_of)
-        .flat_map(|(_, nodes)| items(nodes))
+        .filter_map(|shard| field(shard, "nodes"))
+        .flat_map(items)
         .filter_map(|node| {
-            let field = |name| {
-                let mut found = pairs(node).filter(|(k, _)| text(k).is_some_and(|k| k == name));
-                found.next().and_then(|(_, value)| text(value))
-            };
-            Some((id(&field("id")?)?, field("health")?.into_owned()))
+            let word = |name| field(node, name).and_then(text);
+            Some((id(&word("id")?)?, word("health")?.into_owned()))
         })
         .collect()
 }
@@ -105,9 +101,8 @@ fn endpoint_of(word: &str) -> (Option<Address>, Option<u16>) {
         Some((socket, bus)) => (socket, bus.parse().ok().filter(|&port| port != 0)),
         None => (socket, None),
     };
-    let address = socket
-        .rsplit_once(':')
-        .and_then(|(host, port)| address(host, port.parse().ok()?));
+    let address =
+        socket.rsplit_once(':').and_then(|(host, port)| address(host, port.parse().ok()?));
     (address, bus)
 }
 
@@ -235,18 +230,26 @@ connected 0-2 7
 
     #[test]
     fn a_view_needs_the_node_itself() {
-        assert_eq!(view(&format!("{A} ::1:1@2 master - 0 0 1 connected"), "", BTreeMap::new()), None);
+        assert_eq!(
+            view(&format!("{A} ::1:1@2 master - 0 0 1 connected"), "", BTreeMap::new()),
+            None
+        );
     }
 
     #[test]
     fn health_comes_from_flat_arrays_and_from_maps() {
         let word = |s: &str| Value::BulkString(s.into());
-        let fields = [(word("id"), word(A)), (word("port"), Value::Int(1)), (word("health"), word("online"))];
+        let fields = [
+            (word("id"), word(A)),
+            (word("port"), Value::Int(1)),
+            (word("health"), word("online")),
+        ];
         let flat = |of: &[(Value, Value)]| {
             Value::Array(of.iter().flat_map(|(k, v)| [k.clone(), v.clone()]).collect())
         };
         let shards = |node| {
-            let fields = [(word("slots"), Value::Array(vec![])), (word("nodes"), Value::Array(vec![node]))];
+            let fields =
+                [(word("slots"), Value::Array(vec![])), (word("nodes"), Value::Array(vec![node]))];
             Value::Array(vec![flat(&fields), Value::Map(fields.into()), Value::Nil])
         };
         let expected = BTreeMap::from([(ClusterNodeId(A.to_owned()), "online".to_owned())]);

@@ -1,0 +1,62 @@
+//! Carries one step out: the only code that changes a node.
+//!
+//! A step's commands are data that the domain laid out from what was seen, so there is nothing left
+//! to decide here but which refusals are none. An `Ok` says that the commands were taken; whether
+//! the step is done is for the next look to say.
+
+use std::collections::BTreeMap;
+
+use crate::domain::fault::Fault;
+use crate::domain::node::Address;
+use crate::domain::observation::Observation;
+use crate::domain::placement::Warning;
+use crate::domain::step::Step;
+use crate::domain::step::command::Verb;
+use crate::engine::look::{Logins, target};
+use crate::fleet::Fleet;
+
+/// Sends a step's commands; the warnings are what a person should know although it went well.
+pub async fn apply(
+    fleet: &dyn Fleet,
+    step: &Step,
+    seen: &Observation,
+    logins: &Logins,
+) -> Result<Option<Warning>, Fault> {
+    let mut by_node: BTreeMap<Address, Vec<Verb>> = BTreeMap::new();
+    for command in step.action().commands(seen) {
+        by_node.entry(command.node).or_default().push(command.verb);
+    }
+    for (node, verbs) in by_node {
+        if let Err(error) = fleet.send(&target(&node, logins), &verbs).await {
+            return forgive(step, error.into());
+        }
+    }
+    Ok(None)
+}
+
+/// Refusals that do not stop a step.
+fn forgive(step: &Step, fault: Fault) -> Result<Option<Warning>, Fault> {
+    match step {
+        // The settings hold until the node restarts, and nothing can be done from here.
+        Step::RewriteConfig(s) if fault.message.contains("without a config file") => {
+            Ok(Some(Warning {
+                code: "not_persisted".to_owned(),
+                message: format!(
+                    "{} runs without a config file: its settings are lost when it restarts; put them into the command line that starts it",
+                    s.node
+                ),
+            }))
+        }
+        // Gossip may have withdrawn what the last look showed; the next look tells.
+        Step::Replicate(_) if fault.message.contains("Unknown node") => Ok(None),
+        Step::RestoreSettings(_)
+        | Step::RewriteConfig(_)
+        | Step::ResetNode(_)
+        | Step::Configure(_)
+        | Step::SetTemporary(_)
+        | Step::ClaimSlots(_)
+        | Step::Meet(_)
+        | Step::Replicate(_)
+        | Step::AwaitAgreement(_) => Err(fault),
+    }
+}

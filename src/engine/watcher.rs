@@ -1,0 +1,204 @@
+//! Tells what a look changed: who went silent or came back, who is primary now, whether slots are
+//! uncovered. Keeps the past.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::Engine;
+use super::look::{Logins, silence, target};
+use crate::domain::event::{EventType, NewEvent};
+use crate::domain::health::Health;
+use crate::domain::id::ShardId;
+use crate::domain::node::Address;
+use crate::domain::observation::{Observation, Sighting};
+use crate::domain::view;
+use crate::fleet::Ask;
+use crate::store::StoreError;
+use crate::store::nodes::NodeFilter;
+use crate::store::topologies::StoredTopology;
+
+/// Unchanged sights are written this often at least, changed ones this often at most.
+const WRITE_AT_LEAST: Duration = Duration::from_secs(5);
+const WRITE_AT_MOST: Duration = Duration::from_millis(1000);
+
+/// What was told of one topology so far.
+#[derive(Debug, Default)]
+pub struct Watch {
+    pub seen: Option<Arc<Observation>>,
+    pub health: HealthBook,
+    primaries: BTreeMap<ShardId, Address>,
+    covered: Option<bool>,
+    written: Option<(Instant, String)>,
+}
+
+/// The health of some nodes, and how many looks in a row each has missed.
+#[derive(Debug, Default)]
+pub struct HealthBook {
+    misses: BTreeMap<Address, u32>,
+    pub health: BTreeMap<Address, Health>,
+}
+
+impl HealthBook {
+    /// Notes one look and returns the events that tell of changes.
+    pub fn note(&mut self, seen: &BTreeMap<Address, Sighting>) -> Vec<NewEvent> {
+        let mut events = Vec::new();
+        for (address, sighting) in seen {
+            let misses = self.misses.entry(address.clone()).or_default();
+            let detail = match sighting {
+                Sighting::Seen(_) => {
+                    *misses = 0;
+                    None
+                }
+                Sighting::Silent(s) => {
+                    *misses = misses.saturating_add(1);
+                    Some(s)
+                }
+                Sighting::Unknown => continue,
+            };
+            let next = Health::after(*misses);
+            let before = self.health.insert(address.clone(), next).unwrap_or_default();
+            if let Some(kind) = before.event(next) {
+                let data = match detail {
+                    None => json!({ "node": address }),
+                    Some(s) => {
+                        json!({ "node": address, "since": s.since, "code": s.code, "message": s.message })
+                    }
+                };
+                events.push(NewEvent::new(kind, data).by("reeve"));
+            }
+        }
+        events
+    }
+
+    /// Whether somebody has missed a look and should be looked at again soon.
+    #[must_use]
+    pub fn has_suspects(&self) -> bool {
+        self.health.values().any(|h| *h == Health::Suspect)
+    }
+}
+
+impl Watch {
+    /// Takes up what an earlier process knew, so that a restart is not told as news.
+    pub async fn resume(engine: &Engine, stored: &StoredTopology) -> Result<Self, StoreError> {
+        let mut watch = Self::default();
+        let filter =
+            NodeFilter { topology: Some(stored.wanted.name.clone()), ..NodeFilter::default() };
+        for node in engine.store.nodes(&filter, i64::MAX).await? {
+            watch.health.health.insert(node.address, node.health);
+        }
+        if let Some((_, seen)) = engine.store.observation(stored.wanted.id, None).await? {
+            watch.note_shape(stored, &seen);
+            watch.seen = Some(Arc::new(seen));
+        }
+        Ok(watch)
+    }
+
+    /// Notes one look: remembers it, and writes it with its events where it is due.
+    pub async fn note(
+        &mut self,
+        engine: &Engine,
+        stored: &StoredTopology,
+        seen: Arc<Observation>,
+    ) -> Result<(), StoreError> {
+        let mut events = self.health.note(&seen.nodes);
+        let shape = self.note_shape(stored, &seen);
+        // While a topology is made, primaries appear and slots are not covered yet: no news.
+        if stored.created {
+            events.extend(shape);
+        }
+        engine.remember(stored.wanted.id, seen.clone());
+        self.seen = Some(seen.clone());
+
+        let fingerprint = seen.fingerprint();
+        let (age, changed) = match &self.written {
+            None => (Duration::MAX, true),
+            Some((at, last)) => (at.elapsed(), *last != fingerprint),
+        };
+        let due = (changed && age >= WRITE_AT_MOST) || age >= WRITE_AT_LEAST;
+        if due || !events.is_empty() {
+            let health = &self.health.health;
+            let id = stored.wanted.id;
+            engine.store.record_look(id, &seen, health, changed, &events).await?;
+            self.written = Some((Instant::now(), fingerprint));
+        }
+        Ok(())
+    }
+
+    fn note_shape(&mut self, stored: &StoredTopology, seen: &Observation) -> Vec<NewEvent> {
+        let mut events = Vec::new();
+        let shards = view::shards(&stored.wanted.layout, seen);
+        for shard in &shards {
+            let Some(now) = &shard.primary else { continue };
+            let before = self.primaries.insert(shard.id, now.clone());
+            if let Some(before) = before.filter(|b| b != now) {
+                let at = crate::clock::now();
+                events.push(NewEvent::new(
+                    EventType::PrimaryChanged,
+                    json!({ "shard": shard.id, "old_primary": before, "new_primary": now,
+                            "cause": "observed", "detected_at": at, "completed_at": at }),
+                ));
+            }
+        }
+        let without: Vec<_> = shards.iter().filter(|s| s.primary.is_none()).map(|s| s.id).collect();
+        let covered = without.is_empty();
+        match self.covered.replace(covered) {
+            Some(true) if !covered => {
+                events.push(NewEvent::new(EventType::SlotsUncovered, json!({ "shards": without })))
+            }
+            Some(false) if covered => {
+                events.push(NewEvent::new(EventType::SlotsCovered, json!({})));
+            }
+            Some(_) | None => {}
+        }
+        events.into_iter().map(|e| e.by("reeve")).collect()
+    }
+}
+
+/// Looks at the registered nodes that belong to no topology.
+pub(super) async fn watch_spares(engine: Arc<Engine>, stop: CancellationToken) {
+    let mut book = HealthBook::default();
+    loop {
+        if let Err(error) = look_at_spares(&engine, &mut book).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "spare nodes cannot be watched"
+            );
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(engine.watch_interval * 2) => {}
+        }
+    }
+}
+
+async fn look_at_spares(engine: &Engine, book: &mut HealthBook) -> Result<(), StoreError> {
+    let filter = NodeFilter { unassigned: true, ..NodeFilter::default() };
+    let nodes = engine.store.nodes(&filter, i64::MAX).await?;
+    if nodes.is_empty() {
+        return Ok(());
+    }
+    let ask = Ask::default();
+    let looks = nodes.iter().map(|node| {
+        let ask = &ask;
+        async move {
+            let admin = engine.login("credential", node.credential.as_deref()).await.ok().flatten();
+            let logins = Logins { admin, replication: None };
+            let sighting = match engine.fleet.look(&target(&node.address, &logins), ask).await {
+                Ok(report) => Sighting::Seen(Box::new(report)),
+                Err(error) => silence(error, node.sighting.as_ref()),
+            };
+            (node.address.clone(), sighting)
+        }
+    });
+    let seen: BTreeMap<Address, Sighting> = join_all(looks).await.into_iter().collect();
+    for node in &nodes {
+        book.health.entry(node.address.clone()).or_insert(node.health);
+    }
+    let events = book.note(&seen);
+    engine.store.record_spares(&seen, &book.health, &events).await
+}

@@ -1,0 +1,355 @@
+//! A look: every question in one batch, every answer in one [`Report`].
+//!
+//! Only `INFO` must be answered. The others may be refused (an ACL, an older version, cluster mode
+//! off), and what they would have said is then left at its emptiest.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use redis::Value;
+
+use super::Timeouts;
+use super::connection::{Facts, Lost, Node, rejected, unreachable};
+use super::info::Info;
+use super::nodes;
+use super::value::{field, items, pairs, text};
+use crate::domain::Timestamp;
+use crate::domain::node::{Capabilities, NodeKind};
+use crate::domain::observation::{Memory, Persistence, Replication, Report, Role};
+use crate::fleet::{Ask, FleetError, Target};
+
+/// A replica's login to its primary.
+const LOGIN: [&str; 2] = ["masteruser", "masterauth"];
+
+/// Settings whose value is nobody's to see.
+const SECRET: [&str; 5] =
+    ["masterauth", "primaryauth", "requirepass", "tls-key-file-pass", "tls-client-key-file-pass"];
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Question {
+    Info,
+    ClusterInfo,
+    ClusterNodes,
+    ClusterShards,
+    Setting(String),
+    Functions,
+    DefaultUser,
+}
+
+/// The answers that are no errors.
+struct Answers(BTreeMap<Question, Value>);
+
+pub(super) async fn look(
+    node: &Node,
+    target: &Target,
+    ask: &Ask,
+    times: &Timeouts,
+    now: impl Fn() -> Timestamp,
+) -> Result<Report, FleetError> {
+    loop {
+        let (link, fresh) = node.looking(target, times).await?;
+        let questions = questions(ask, link.facts.get());
+        match link.ask(&batch(&questions), times.look).await {
+            Ok(replies) => {
+                let answers = Answers::new(target, questions, replies)?;
+                let report = report(target, ask, &answers, now())?;
+                let (capabilities, clustered) = (report.capabilities(), report.cluster_enabled);
+                link.facts.get_or_init(|| Facts { capabilities, clustered });
+                return Ok(report);
+            }
+            Err(lost) => {
+                node.hang_up(&link).await;
+                match lost {
+                    // It was kept from before: the server may have been started again since.
+                    Lost::Broken(_) if !fresh => {}
+                    Lost::Broken(_) | Lost::Late(_) => return Err(unreachable(target, lost)),
+                }
+            }
+        }
+    }
+}
+
+/// What to ask; everything while the server is not known.
+fn questions(ask: &Ask, facts: Option<&Facts>) -> Vec<Question> {
+    let clustered = facts.is_none_or(|f| f.clustered);
+    let can = |what: fn(&Capabilities) -> bool| facts.is_none_or(|f| what(&f.capabilities));
+    let mut questions = vec![Question::Info, Question::DefaultUser];
+    if clustered {
+        questions.extend([Question::ClusterInfo, Question::ClusterNodes]);
+    }
+    if clustered && can(|c| c.cluster_shards) {
+        questions.push(Question::ClusterShards);
+    }
+    if can(|c| c.functions) {
+        questions.push(Question::Functions);
+    }
+    let names: BTreeSet<&str> = ask.settings.iter().map(String::as_str).chain(LOGIN).collect();
+    questions.extend(names.into_iter().map(|name| Question::Setting(name.to_owned())));
+    questions
+}
+
+fn batch(questions: &[Question]) -> redis::Pipeline {
+    let mut batch = redis::pipe();
+    for question in questions {
+        match question {
+            Question::Info => batch.cmd("INFO"),
+            Question::ClusterInfo => batch.cmd("CLUSTER").arg("INFO"),
+            Question::ClusterNodes => batch.cmd("CLUSTER").arg("NODES"),
+            Question::ClusterShards => batch.cmd("CLUSTER").arg("SHARDS"),
+            // One name each: Redis 6.2 takes no more.
+            Question::Setting(name) => batch.cmd("CONFIG").arg("GET").arg(name),
+            Question::Functions => batch.cmd("FUNCTION").arg("STATS"),
+            Question::DefaultUser => batch.cmd("ACL").arg("GETUSER").arg("default"),
+        };
+    }
+    batch
+}
+
+impl Answers {
+    fn new(
+        target: &Target,
+        questions: Vec<Question>,
+        replies: Vec<Value>,
+    ) -> Result<Self, FleetError> {
+        let mut answers = BTreeMap::new();
+        for (question, reply) in questions.into_iter().zip(replies) {
+            match reply {
+                Value::ServerError(error) if question == Question::Info => {
+                    return Err(rejected(target, &error));
+                }
+                Value::ServerError(_) => {}
+                reply => {
+                    answers.insert(question, reply);
+                }
+            }
+        }
+        Ok(Self(answers))
+    }
+
+    fn text(&self, question: &Question) -> String {
+        self.0.get(question).and_then(text).unwrap_or_default().into_owned()
+    }
+
+    fn setting(&self, name: &str) -> Option<String> {
+        let answer = self.0.get(&Question::Setting(name.to_owned()))?;
+        field(answer, name).and_then(text).map(|value| value.into_owned())
+    }
+
+    fn has_functions(&self) -> bool {
+        let engines = self.0.get(&Question::Functions).and_then(|stats| field(stats, "engines"));
+        let count = |engine| field(engine, "functions_count").and_then(text);
+        engines
+            .into_iter()
+            .flat_map(pairs)
+            .filter_map(|(_, engine)| count(engine))
+            .any(|count| count != "0")
+    }
+
+    /// Whether the default user, as which every connection starts, is off or has a password.
+    fn requires_login(&self) -> Option<bool> {
+        let flags = field(self.0.get(&Question::DefaultUser)?, "flags")?;
+        let has = |name| items(flags).filter_map(text).any(|flag| flag == name);
+        Some(!(has("on") && has("nopass")))
+    }
+}
+
+fn report(
+    target: &Target,
+    ask: &Ask,
+    answers: &Answers,
+    observed_at: Timestamp,
+) -> Result<Report, FleetError> {
+    let text = answers.text(&Question::Info);
+    let info = Info::parse(&text);
+    if !info.is_credible() {
+        return Err(unreachable(target, "it does not answer INFO as Redis does"));
+    }
+    let (flavor, version) = info.server();
+    let kind = info.kind();
+    let role = match kind {
+        NodeKind::Sentinel => Role::Sentinel,
+        NodeKind::Data if info.is("role", "slave") || info.is("role", "replica") => Role::Replica,
+        NodeKind::Data => Role::Primary,
+    };
+    let cluster_enabled = info.is("cluster_enabled", "1");
+    let health = answers.0.get(&Question::ClusterShards).map(nodes::health).unwrap_or_default();
+    let cluster = || {
+        let (nodes, info) = (Question::ClusterNodes, Question::ClusterInfo);
+        nodes::view(&answers.text(&nodes), &answers.text(&info), health)
+    };
+    let [user, password] = LOGIN.map(|name| answers.setting(name));
+    let shown = |name: &String| !SECRET.contains(&name.to_ascii_lowercase().as_str());
+    Ok(Report {
+        observed_at,
+        kind,
+        flavor,
+        version,
+        run_id: info.text("run_id"),
+        uptime_seconds: info.number("uptime_in_seconds"),
+        loading: info.is("loading", "1"),
+        role,
+        replication: replication(&info, role),
+        memory: Memory {
+            used_bytes: info.number("used_memory"),
+            max_bytes: info.number("maxmemory"),
+        },
+        persistence: Persistence {
+            aof_enabled: info.is("aof_enabled", "1"),
+            last_bgsave_ok: info.is("rdb_last_bgsave_status", "ok"),
+            last_save_at: info.number("rdb_last_save_time"),
+        },
+        keys: info.keys(),
+        functions: answers.has_functions(),
+        cluster_enabled,
+        cluster: cluster_enabled.then(cluster).flatten(),
+        settings: ask
+            .settings
+            .iter()
+            .filter(|name| shown(name))
+            .filter_map(|name| Some((name.clone(), answers.setting(name)?)))
+            .collect(),
+        has_replication_login: password.as_ref().is_some_and(|password| !password.is_empty()),
+        // A login that may not be read counts as another one.
+        replication_login_as_wanted: target.replication.as_ref().map(|wanted| {
+            let user = user.as_deref().filter(|user| !user.is_empty());
+            user == wanted.username.as_deref() && password.as_deref() == Some(wanted.reveal())
+        }),
+        requires_login: answers.requires_login().unwrap_or(target.login.is_some()),
+        // A look asks the node alone; whoever wants to know knocks.
+        bus_reachable: None,
+    })
+}
+
+fn replication(info: &Info<'_>, role: Role) -> Replication {
+    let written = info.number("master_repl_offset");
+    let offset = match role {
+        Role::Replica => info.count("slave_repl_offset").unwrap_or(written),
+        Role::Primary | Role::Sentinel => written,
+    };
+    Replication {
+        primary: info.primary(),
+        link_up: info.is("master_link_status", "up"),
+        sync_in_progress: info.is("master_sync_in_progress", "1"),
+        last_io_seconds: info.count("master_last_io_seconds_ago"),
+        offset,
+        replid: info.text("master_replid"),
+        connected_replicas: info.number("connected_slaves").try_into().unwrap_or(u32::MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::info::tests::{REPLICA, VALKEY};
+    use super::*;
+    use crate::domain::credential::Credential;
+    use crate::domain::node::{Flavor, Version};
+
+    fn word(text: &str) -> Value {
+        Value::BulkString(text.into())
+    }
+
+    fn list(texts: &[&str]) -> Value {
+        Value::Array(texts.iter().map(|text| word(text)).collect())
+    }
+
+    fn target(replication: Option<(Option<&str>, &str)>) -> Target {
+        let credential = |(user, password): (Option<&str>, &str)| {
+            Arc::new(Credential::new(user.map(str::to_owned), password.to_owned()))
+        };
+        let address = "127.0.0.1:7001".parse().unwrap();
+        Target { address, login: None, replication: replication.map(credential) }
+    }
+
+    fn read(target: &Target, ask: &Ask, answers: &[(Question, Value)]) -> Report {
+        let answers = Answers(answers.iter().cloned().collect());
+        report(target, ask, &answers, Timestamp::UNIX_EPOCH).unwrap()
+    }
+
+    fn setting(name: &str, value: &str) -> (Question, Value) {
+        (Question::Setting(name.to_owned()), list(&[name, value]))
+    }
+
+    #[test]
+    fn info_alone_is_enough() {
+        let seen = read(&target(None), &Ask::default(), &[(Question::Info, word(REPLICA))]);
+        assert_eq!(seen.role, Role::Replica);
+        assert_eq!((seen.replication.offset, seen.replication.last_io_seconds), (240, Some(3)));
+        assert!(seen.replication.link_up && seen.persistence.last_bgsave_ok);
+        assert!(seen.cluster_enabled && seen.cluster.is_none());
+        assert_eq!(
+            (seen.keys, seen.has_replication_login, seen.requires_login),
+            (42, false, false)
+        );
+        assert_eq!(seen.replication_login_as_wanted, None);
+    }
+
+    #[test]
+    fn secrets_are_compared_but_never_shown() {
+        let names = ["masterauth", "requirepass", "maxmemory"].map(str::to_owned);
+        let ask = Ask { settings: names.into() };
+        let answers = [
+            (Question::Info, word(REPLICA)),
+            setting("masteruser", ""),
+            setting("masterauth", "s3cret"),
+            setting("requirepass", "s3cret"),
+            setting("maxmemory", "0"),
+        ];
+        for (wanted, same) in
+            [((None, "s3cret"), true), ((Some("repl"), "s3cret"), false), ((None, "other"), false)]
+        {
+            let seen = read(&target(Some(wanted)), &ask, &answers);
+            assert_eq!(seen.replication_login_as_wanted, Some(same), "{wanted:?}");
+            assert!(seen.has_replication_login);
+            assert_eq!(
+                seen.settings.into_iter().collect::<Vec<_>>(),
+                [("maxmemory".to_owned(), "0".to_owned())]
+            );
+        }
+    }
+
+    #[test]
+    fn the_default_user_says_whether_a_login_is_needed() {
+        for (flags, needed) in [
+            (["on", "nopass"], false),
+            (["on", "sanitize-payload"], true),
+            (["off", "nopass"], true),
+        ] {
+            let user = Value::Array(vec![word("flags"), list(&flags)]);
+            let answers = [(Question::Info, word(VALKEY)), (Question::DefaultUser, user)];
+            assert_eq!(read(&target(None), &Ask::default(), &answers).requires_login, needed);
+        }
+    }
+
+    #[test]
+    fn functions_are_counted() {
+        for (count, some) in [(0, false), (2, true)] {
+            let engine = Value::Array(vec![word("functions_count"), Value::Int(count)]);
+            let engines = Value::Array(vec![word("LUA"), engine]);
+            let stats = Value::Array(vec![word("engines"), engines]);
+            let answers = [(Question::Info, word(VALKEY)), (Question::Functions, stats)];
+            assert_eq!(read(&target(None), &Ask::default(), &answers).functions, some);
+        }
+    }
+
+    #[test]
+    fn a_known_server_is_not_asked_what_it_lacks() {
+        let facts = |flavor, major, clustered| {
+            let capabilities = Capabilities::of(flavor, Version::new(major, 2, 0));
+            questions(&Ask::default(), Some(&Facts { capabilities, clustered }))
+        };
+        let unknown = questions(&Ask::default(), None);
+        assert_eq!(facts(Flavor::Valkey, 8, true), unknown);
+        let old = facts(Flavor::Redis, 6, true);
+        assert!(!old.contains(&Question::ClusterShards) && !old.contains(&Question::Functions));
+        let alone = facts(Flavor::Redis, 7, false);
+        assert!(!alone.contains(&Question::ClusterNodes) && alone.contains(&Question::Functions));
+    }
+
+    #[test]
+    fn a_stranger_is_no_report() {
+        let answers = Answers(BTreeMap::from([(Question::Info, word("hello"))]));
+        let seen = report(&target(None), &Ask::default(), &answers, Timestamp::UNIX_EPOCH);
+        assert!(matches!(seen, Err(FleetError::Unreachable { .. })));
+    }
+}

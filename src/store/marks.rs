@@ -1,0 +1,68 @@
+//! Marks: what Reeve left on nodes. Each is committed before the command that leaves its trace.
+
+use sqlx::{Postgres, Transaction};
+
+use super::{Store, StoreError, document, json};
+use crate::domain::id::{PlanId, TopologyId};
+use crate::domain::observation::{Mark, MarkKind};
+
+/// Notes marks; one that is already there keeps its older original, which is the one to go back to.
+pub async fn set(
+    tx: &mut Transaction<'_, Postgres>,
+    topology: TopologyId,
+    plan: PlanId,
+    marks: &[Mark],
+) -> Result<(), StoreError> {
+    for mark in marks {
+        sqlx::query!(
+            "INSERT INTO marks (topology_id, node, key, mark, plan_id) VALUES ($1, $2, $3, $4, $5)
+             ON CONFLICT (topology_id, node, key) DO NOTHING",
+            topology.0,
+            mark.node.to_string(),
+            key(mark),
+            json(mark)?,
+            plan.0
+        )
+        .execute(&mut **tx)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Forgets marks whose traces are gone.
+pub async fn clear(
+    tx: &mut Transaction<'_, Postgres>,
+    topology: TopologyId,
+    marks: &[Mark],
+) -> Result<(), StoreError> {
+    for mark in marks {
+        sqlx::query!(
+            "DELETE FROM marks WHERE topology_id = $1 AND node = $2 AND key = $3",
+            topology.0,
+            mark.node.to_string(),
+            key(mark)
+        )
+        .execute(&mut **tx)
+        .await?;
+    }
+    Ok(())
+}
+
+fn key(mark: &Mark) -> String {
+    match &mark.what {
+        MarkKind::Setting(s) => format!("setting:{}", s.name),
+        MarkKind::Unwritten => "unwritten".to_owned(),
+    }
+}
+
+impl Store {
+    pub async fn marks(&self, topology: TopologyId) -> Result<Vec<Mark>, StoreError> {
+        let marks = sqlx::query_scalar!(
+            "SELECT mark FROM marks WHERE topology_id = $1 ORDER BY node, key",
+            topology.0
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        marks.into_iter().map(|m| document("marks", "mark", m)).collect()
+    }
+}

@@ -1,0 +1,143 @@
+//! Postgres through sqlx: the only shared state. Concrete on purpose: row locks, transactions and
+//! constraints are its logic, and a second implementation would have to lie about them.
+//!
+//! To add a query, write it in the file of its table family and run `make sqlx`.
+
+pub mod credentials;
+pub mod journal;
+pub mod marks;
+pub mod nodes;
+pub mod plans;
+pub mod steps;
+pub mod tokens;
+pub mod topologies;
+
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
+
+use crate::domain::refusal::Refusal;
+
+static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
+
+/// The database. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pool: PgPool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// What was asked for contradicts what is stored.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error("the database failed")]
+    Database(#[from] sqlx::Error),
+    #[error("migrating the database failed")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    #[error("{table}.{column} holds something that this version cannot read")]
+    Inconsistent { table: &'static str, column: &'static str, source: serde_json::Error },
+    /// A row was not as the caller had read it; nothing was written.
+    #[error("{0} changed in the meantime")]
+    Moved(&'static str),
+    #[error("a stored credential cannot be opened: REEVE_SECRET_KEY is not the one that sealed it")]
+    Sealed,
+}
+
+impl StoreError {
+    /// Whether the database itself is away, as opposed to what was asked of it.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::Database(error) => match error {
+                sqlx::Error::Io(_)
+                | sqlx::Error::Tls(_)
+                | sqlx::Error::PoolTimedOut
+                | sqlx::Error::PoolClosed
+                | sqlx::Error::WorkerCrashed => true,
+                // Class 57: operator intervention (shutdown, crash recovery); 08: connection.
+                sqlx::Error::Database(e) => {
+                    e.code().is_some_and(|c| c.starts_with("57P") || c.starts_with("08"))
+                }
+                _ => false,
+            },
+            Self::Refused(_)
+            | Self::Migrate(_)
+            | Self::Inconsistent { .. }
+            | Self::Moved(_)
+            | Self::Sealed => false,
+        }
+    }
+}
+
+impl Store {
+    /// Connects on first use, so that a database that is away delays nobody's start but is told by
+    /// whoever asks for it.
+    pub fn new(url: &str) -> Result<Self, StoreError> {
+        let pool = PgPoolOptions::new()
+            .max_connections(16)
+            .acquire_timeout(Duration::from_secs(5))
+            .connect_lazy(url)?;
+        Ok(Self { pool })
+    }
+
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        Ok(MIGRATOR.run(&self.pool).await?)
+    }
+
+    /// Whether the database answers and has every migration that this version needs.
+    pub async fn ready(&self) -> Result<bool, StoreError> {
+        let applied: Vec<i64> =
+            sqlx::query_scalar("SELECT version FROM _sqlx_migrations WHERE success")
+                .fetch_all(&self.pool)
+                .await?;
+        Ok(MIGRATOR.iter().all(|m| applied.contains(&m.version)))
+    }
+
+    #[must_use]
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+/// Reads an enum from the word that a text column holds.
+fn word<T: DeserializeOwned>(
+    table: &'static str,
+    column: &'static str,
+    word: String,
+) -> Result<T, StoreError> {
+    document(table, column, serde_json::Value::String(word))
+}
+
+/// Reads a value from a jsonb column.
+fn document<T: DeserializeOwned>(
+    table: &'static str,
+    column: &'static str,
+    json: serde_json::Value,
+) -> Result<T, StoreError> {
+    serde_json::from_value(json).map_err(|source| StoreError::Inconsistent {
+        table,
+        column,
+        source,
+    })
+}
+
+/// Writes a value for a jsonb column.
+fn json<T: serde::Serialize>(value: &T) -> Result<serde_json::Value, StoreError> {
+    serde_json::to_value(value).map_err(|source| StoreError::Inconsistent {
+        table: "(written)",
+        column: "(written)",
+        source,
+    })
+}
+
+/// The constraint that a write violated, if that is what happened.
+fn violated(error: &sqlx::Error) -> Option<&str> {
+    error.as_database_error().and_then(|e| e.constraint())
+}

@@ -1,0 +1,430 @@
+//! Wanted topologies, their versions, and what was last seen of them.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use sqlx::{Postgres, Transaction};
+
+use super::nodes::NewNode;
+use super::plans::NewPlan;
+use super::{Store, StoreError, document, journal, json, nodes, plans, violated};
+use crate::domain::event::{EventType, NewEvent};
+use crate::domain::health::Health;
+use crate::domain::id::{PlanId, TopologyId};
+use crate::domain::node::{Address, Labels};
+use crate::domain::observation::Observation;
+use crate::domain::refusal::{FieldError, Refusal};
+use crate::domain::topology::Topology;
+
+/// A topology with what surrounds its wanted shape.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredTopology {
+    pub wanted: Topology,
+    pub labels: Labels,
+    pub revision: i32,
+    /// Whether the plan that creates it has succeeded.
+    pub created: bool,
+    pub active_plan: Option<PlanId>,
+    pub created_at: DateTime<Utc>,
+    pub updated_at: DateTime<Utc>,
+}
+
+/// One version, as it was.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredVersion {
+    pub wanted: Topology,
+    pub parent: Option<i32>,
+    pub plan: Option<PlanId>,
+    pub author: String,
+    pub created_at: DateTime<Utc>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TopologyFilter {
+    /// The name after which the page begins.
+    pub after: Option<String>,
+    /// Restricts to these names where the reader may not see all.
+    pub visible: Option<Vec<String>>,
+}
+
+/// Everything that a new topology brings along.
+#[derive(Debug)]
+pub struct NewTopology<'a> {
+    pub wanted: &'a Topology,
+    pub labels: &'a Labels,
+    pub nodes: &'a [NewNode],
+    pub plan: &'a NewPlan<'a>,
+    pub actor: &'a str,
+}
+
+struct TopologyRow {
+    id: uuid::Uuid,
+    name: String,
+    labels: serde_json::Value,
+    version: i32,
+    revision: i32,
+    created: bool,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+    spec: serde_json::Value,
+    layout: serde_json::Value,
+    active_plan: Option<uuid::Uuid>,
+}
+
+impl TryFrom<TopologyRow> for StoredTopology {
+    type Error = StoreError;
+
+    fn try_from(row: TopologyRow) -> Result<Self, StoreError> {
+        Ok(Self {
+            wanted: Topology {
+                id: TopologyId(row.id),
+                name: row.name,
+                version: row.version,
+                spec: document("topology_versions", "spec", row.spec)?,
+                layout: document("topology_versions", "layout", row.layout)?,
+            },
+            labels: document("topologies", "labels", row.labels)?,
+            revision: row.revision,
+            created: row.created,
+            active_plan: row.active_plan.map(PlanId),
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+        })
+    }
+}
+
+impl Store {
+    /// Stores a new topology, its nodes and its plan, all or nothing.
+    pub async fn create_topology(&self, new: &NewTopology<'_>) -> Result<(), StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let wanted = new.wanted;
+        sqlx::query!(
+            "INSERT INTO topologies (id, name, labels, version) VALUES ($1, $2, $3, $4)",
+            wanted.id.0,
+            wanted.name,
+            json(new.labels)?,
+            wanted.version
+        )
+        .execute(&mut *tx)
+        .await
+        .map_err(|error| match violated(&error) {
+            Some("topologies_name_key") => Refusal::NameTaken(wanted.name.clone()).into(),
+            _ => StoreError::from(error),
+        })?;
+        sqlx::query!(
+            "INSERT INTO topology_versions (topology_id, version, parent, spec, layout, plan_id, author)
+             VALUES ($1, $2, NULL, $3, $4, $5, $6)",
+            wanted.id.0,
+            wanted.version,
+            json(&wanted.spec)?,
+            json(&wanted.layout)?,
+            new.plan.id.0,
+            new.actor
+        )
+        .execute(&mut *tx)
+        .await?;
+        let registered = enlist(&mut tx, wanted, new.nodes, new.actor).await?;
+        plans::insert(&mut tx, new.plan).await?;
+        let created = serde_json::json!({
+            "version": wanted.version, "mode": wanted.spec.mode(), "labels": new.labels,
+        });
+        let mut events = vec![NewEvent::new(EventType::TopologyCreated, created).by(new.actor)];
+        events.extend(new.plan.events());
+        journal::append(&mut tx, None, &registered).await?;
+        journal::append(&mut tx, Some(wanted.id), &events).await?;
+        Ok(tx.commit().await?)
+    }
+
+    pub async fn topology(&self, name: &str) -> Result<StoredTopology, StoreError> {
+        let row = sqlx::query_as!(
+            TopologyRow,
+            "SELECT t.id, t.name, t.labels, t.version, t.revision, t.created, t.created_at, t.updated_at,
+                    v.spec, v.layout,
+                    (SELECT p.id FROM plans p WHERE p.topology_id = t.id
+                       AND p.state IN ('queued', 'running', 'paused')) AS active_plan
+             FROM topologies t JOIN topology_versions v ON v.topology_id = t.id AND v.version = t.version
+             WHERE t.name = $1",
+            name
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        row.ok_or_else(|| unknown(name))?.try_into()
+    }
+
+    /// The same by id; `None` when it was deleted.
+    pub async fn topology_by_id(
+        &self,
+        id: TopologyId,
+    ) -> Result<Option<StoredTopology>, StoreError> {
+        let name = sqlx::query_scalar!("SELECT name FROM topologies WHERE id = $1", id.0)
+            .fetch_optional(&self.pool)
+            .await?;
+        let Some(name) = name else { return Ok(None) };
+        match self.topology(&name).await {
+            Ok(stored) => Ok(Some(stored)),
+            Err(StoreError::Refused(Refusal::NotFound { .. })) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Topologies by name, at most `limit`.
+    pub async fn topologies(
+        &self,
+        filter: &TopologyFilter,
+        limit: i64,
+    ) -> Result<Vec<StoredTopology>, StoreError> {
+        let rows = sqlx::query_as!(
+            TopologyRow,
+            "SELECT t.id, t.name, t.labels, t.version, t.revision, t.created, t.created_at, t.updated_at,
+                    v.spec, v.layout,
+                    (SELECT p.id FROM plans p WHERE p.topology_id = t.id
+                       AND p.state IN ('queued', 'running', 'paused')) AS active_plan
+             FROM topologies t JOIN topology_versions v ON v.topology_id = t.id AND v.version = t.version
+             WHERE ($1::text IS NULL OR t.name > $1) AND ($2::text[] IS NULL OR t.name = ANY($2))
+             ORDER BY t.name LIMIT $3",
+            filter.after,
+            filter.visible.as_deref(),
+            limit
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter().map(StoredTopology::try_from).collect()
+    }
+
+    pub async fn topology_ids(&self) -> Result<Vec<TopologyId>, StoreError> {
+        let ids = sqlx::query_scalar!("SELECT id FROM topologies ORDER BY id");
+        Ok(ids.fetch_all(&self.pool).await?.into_iter().map(TopologyId).collect())
+    }
+
+    /// Every topology's name and labels, for whoever decides what a token may see.
+    pub async fn topology_labels(&self) -> Result<Vec<(String, Labels)>, StoreError> {
+        let rows = sqlx::query!("SELECT name, labels FROM topologies ORDER BY name")
+            .fetch_all(&self.pool)
+            .await?;
+        rows.into_iter()
+            .map(|r| Ok((r.name, document("topologies", "labels", r.labels)?)))
+            .collect()
+    }
+
+    pub async fn versions(
+        &self,
+        id: TopologyId,
+        name: &str,
+        after: Option<i32>,
+        limit: i64,
+    ) -> Result<Vec<StoredVersion>, StoreError> {
+        let rows = sqlx::query!(
+            "SELECT version, parent, spec, layout, plan_id, author, created_at FROM topology_versions
+             WHERE topology_id = $1 AND ($2::int IS NULL OR version < $2)
+             ORDER BY version DESC LIMIT $3",
+            id.0,
+            after,
+            limit
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .map(|r| {
+                Ok(StoredVersion {
+                    wanted: Topology {
+                        id,
+                        name: name.to_owned(),
+                        version: r.version,
+                        spec: document("topology_versions", "spec", r.spec)?,
+                        layout: document("topology_versions", "layout", r.layout)?,
+                    },
+                    parent: r.parent,
+                    plan: r.plan_id.map(PlanId),
+                    author: r.author,
+                    created_at: r.created_at,
+                })
+            })
+            .collect()
+    }
+
+    /// Replaces the labels, if version and revision are still these.
+    pub async fn relabel(
+        &self,
+        id: TopologyId,
+        version: i32,
+        revision: i32,
+        labels: &Labels,
+        actor: &str,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let done = sqlx::query!(
+            "UPDATE topologies SET labels = $4, revision = revision + 1, updated_at = now()
+             WHERE id = $1 AND version = $2 AND revision = $3",
+            id.0,
+            version,
+            revision,
+            json(labels)?
+        )
+        .execute(&mut *tx)
+        .await?;
+        if done.rows_affected() == 0 {
+            return Err(StoreError::Moved("the topology"));
+        }
+        let event = NewEvent::new(
+            EventType::TopologyChanged,
+            serde_json::json!({ "version": version, "labels": labels }),
+        );
+        journal::append(&mut tx, Some(id), &[event.by(actor)]).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Forgets a topology; its nodes stay registered, and as they are.
+    pub async fn delete_topology(
+        &self,
+        id: TopologyId,
+        version: i32,
+        revision: i32,
+        actor: &str,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let held = sqlx::query_scalar!(
+            "SELECT id FROM topologies WHERE id = $1 AND version = $2 AND revision = $3 FOR UPDATE",
+            id.0,
+            version,
+            revision
+        )
+        .fetch_optional(&mut *tx)
+        .await?;
+        if held.is_none() {
+            return Err(StoreError::Moved("the topology"));
+        }
+        let active = sqlx::query_scalar!(
+            "SELECT id FROM plans WHERE topology_id = $1 AND state IN ('queued', 'running', 'paused')",
+            id.0
+        )
+        .fetch_optional(&mut *tx)
+        .await?;
+        if let Some(plan) = active {
+            return Err(Refusal::PlanActive(PlanId(plan)).into());
+        }
+        let left = sqlx::query_scalar!(
+            "SELECT node FROM marks WHERE topology_id = $1 ORDER BY node LIMIT 1",
+            id.0
+        )
+        .fetch_optional(&mut *tx)
+        .await?;
+        if let Some(node) = left {
+            return Err(Refusal::InUse(format!(
+                "temporary settings are still in force on {node}; run a repair plan first, which takes them away"
+            ))
+            .into());
+        }
+        sqlx::query!(
+            "UPDATE plans SET state = 'superseded', finished_at = now() WHERE topology_id = $1 AND state = 'proposed'",
+            id.0
+        )
+        .execute(&mut *tx)
+        .await?;
+        let event = NewEvent::new(EventType::TopologyDeleted, serde_json::json!({}));
+        journal::append(&mut tx, Some(id), &[event.by(actor)]).await?;
+        sqlx::query!("DELETE FROM topologies WHERE id = $1", id.0).execute(&mut *tx).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Keeps what was seen, as part of the past too where it `changed`, with the events that tell
+    /// of it.
+    pub async fn record_look(
+        &self,
+        id: TopologyId,
+        seen: &Observation,
+        health: &BTreeMap<Address, Health>,
+        changed: bool,
+        events: &[NewEvent],
+    ) -> Result<(), StoreError> {
+        let mut tx = self.pool.begin().await?;
+        nodes::record_sightings(&mut tx, &seen.nodes, health).await?;
+        let observation = json(seen)?;
+        let known = sqlx::query!(
+            "UPDATE topologies SET observation = $2, observed_at = clock_timestamp() WHERE id = $1",
+            id.0,
+            observation
+        )
+        .execute(&mut *tx)
+        .await?;
+        if known.rows_affected() == 0 {
+            // It was deleted while it was looked at.
+            return Ok(());
+        }
+        if changed {
+            sqlx::query!(
+                "INSERT INTO observations (topology_id, observation) VALUES ($1, $2)",
+                id.0,
+                observation
+            )
+            .execute(&mut *tx)
+            .await?;
+        }
+        journal::append(&mut tx, Some(id), events).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// What was seen last, or at a time in the past; with the time of that sight.
+    pub async fn observation(
+        &self,
+        id: TopologyId,
+        at: Option<DateTime<Utc>>,
+    ) -> Result<Option<(DateTime<Utc>, Observation)>, StoreError> {
+        let found = match at {
+            None => sqlx::query!(
+                "SELECT observed_at AS \"at!\", observation AS \"observation!\" FROM topologies
+                 WHERE id = $1 AND observation IS NOT NULL",
+                id.0
+            )
+            .fetch_optional(&self.pool)
+            .await?
+            .map(|r| (r.at, r.observation)),
+            Some(at) => sqlx::query!(
+                "SELECT at, observation FROM observations WHERE topology_id = $1 AND at <= $2
+                 ORDER BY at DESC LIMIT 1",
+                id.0,
+                at
+            )
+            .fetch_optional(&self.pool)
+            .await?
+            .map(|r| (r.at, r.observation)),
+        };
+        found.map(|(at, o)| Ok((at, document("topologies", "observation", o)?))).transpose()
+    }
+}
+
+/// Registers the nodes that are new and ties all of them to the topology.
+async fn enlist(
+    tx: &mut Transaction<'_, Postgres>,
+    wanted: &Topology,
+    new_nodes: &[NewNode],
+    actor: &str,
+) -> Result<Vec<NewEvent>, StoreError> {
+    let mut events = Vec::new();
+    let mut taken = Vec::new();
+    for (i, node) in new_nodes.iter().enumerate() {
+        let (id, made) = nodes::ensure(tx, node).await?;
+        if made {
+            events.push(nodes::registered(&node.address, &node.zone, id, actor));
+        }
+        let tied = sqlx::query!(
+            "INSERT INTO topology_nodes (topology_id, node_id, kind) VALUES ($1, $2, $3)
+             ON CONFLICT DO NOTHING",
+            wanted.id.0,
+            id.0,
+            nodes::kind(node.kind)
+        )
+        .execute(&mut **tx)
+        .await?;
+        if tied.rows_affected() == 0 {
+            taken.push(FieldError::new(
+                format!("/spec/nodes/{i}/address"),
+                format!("{} belongs to another topology; name a node that is free", node.address),
+            ));
+        }
+    }
+    if taken.is_empty() { Ok(events) } else { Err(Refusal::NodeTaken(taken).into()) }
+}
+
+fn unknown(name: &str) -> StoreError {
+    Refusal::NotFound { kind: "topology", name: name.to_owned() }.into()
+}
