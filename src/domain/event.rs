@@ -82,7 +82,7 @@ pub struct Event {
     pub kind: String,
     pub at: DateTime<Utc>,
     /// What else there is to say, by type.
-    #[schema(value_type = std::collections::BTreeMap<String, serde_json::Value>)]
+    #[schema(value_type = Object)]
     pub data: serde_json::Value,
     pub plan: Option<PlanId>,
     /// Who caused it: a token's name, or `reeve` itself.

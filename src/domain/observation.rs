@@ -162,7 +162,6 @@ pub struct OpenSlot {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 pub struct Mark {
     pub node: Address,
-    #[serde(flatten)]
     pub what: MarkKind,
 }
 

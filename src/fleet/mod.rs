@@ -3,6 +3,7 @@
 //! Nothing here decides anything. Commands come from `engine/apply` alone; everything else in
 //! Reeve only looks.
 
+pub mod metered;
 pub mod redis;
 
 use std::collections::BTreeSet;

@@ -1,0 +1,205 @@
+//! Reading requests: bodies, paths and queries whose every fault names its field.
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode, header};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::error::ApiError;
+use crate::domain::refusal::FieldError;
+use crate::domain::spec::{ClusterSpec, ReplicationSpec, SentinelSpec, Spec};
+
+/// A JSON body. What does not fit is told by a JSON pointer.
+#[derive(Debug)]
+pub struct Body<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        if !is_json(request.headers()) {
+            return Err(ApiError::new(
+                "unsupported_media_type",
+                "send the body as JSON, with Content-Type: application/json",
+            ));
+        }
+        let bytes = Bytes::from_request(request, state).await.map_err(unreadable)?;
+        let value: Value = serde_json::from_slice(&bytes).map_err(|e| {
+            ApiError::new("invalid_json", format!("the body cannot be read as JSON: {e}"))
+        })?;
+        Ok(Self(read(value, "").map_err(invalid)?))
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let essence = kind.split(';').next().unwrap_or_default().trim();
+    essence.eq_ignore_ascii_case("application/json") || essence.ends_with("+json")
+}
+
+fn unreadable(rejection: BytesRejection) -> ApiError {
+    if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        ApiError::new("body_too_large", "a body has at most 1 MiB")
+    } else {
+        ApiError::new("invalid_json", format!("the body did not arrive whole: {rejection}"))
+    }
+}
+
+/// The problem of a body whose fields do not fit.
+#[must_use]
+pub fn invalid(error: FieldError) -> ApiError {
+    let detail = match error.pointer.as_str() {
+        "" => error.detail.clone(),
+        pointer => format!("{pointer}: {}", error.detail),
+    };
+    ApiError::new("invalid_body", detail).with_errors(vec![error])
+}
+
+/// Reads a value, telling faults by pointers below `prefix`.
+pub fn read<T: DeserializeOwned>(value: Value, prefix: &str) -> Result<T, FieldError> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path: String = error
+            .path()
+            .iter()
+            .map(|segment| match segment {
+                serde_path_to_error::Segment::Seq { index } => format!("/{index}"),
+                serde_path_to_error::Segment::Map { key } => {
+                    format!("/{}", key.replace('~', "~0").replace('/', "~1"))
+                }
+                serde_path_to_error::Segment::Enum { .. }
+                | serde_path_to_error::Segment::Unknown => String::new(),
+            })
+            .collect();
+        let detail = error.inner().to_string();
+        // serde names a field that is missing or unknown in its words, not in its path.
+        let named = ["missing field `", "unknown field `"].iter().find_map(|start| {
+            detail.strip_prefix(start).and_then(|rest| rest.split('`').next()).map(str::to_owned)
+        });
+        let pointer = match named {
+            Some(name) if !path.ends_with(&format!("/{name}")) => format!("{prefix}{path}/{name}"),
+            Some(_) | None => format!("{prefix}{path}"),
+        };
+        FieldError { pointer, detail }
+    })
+}
+
+/// Reads a spec. Its `mode` is read first, so that faults below it keep their pointers.
+pub fn read_spec(value: Value, prefix: &str) -> Result<Spec, FieldError> {
+    let Value::Object(mut fields) = value else {
+        return Err(FieldError::new(prefix, "a spec is an object with a mode"));
+    };
+    let mode = fields.remove("mode");
+    let rest = Value::Object(fields);
+    match mode.as_ref().and_then(Value::as_str) {
+        Some("cluster") => read::<ClusterSpec>(rest, prefix).map(Spec::Cluster),
+        Some("replication") => read::<ReplicationSpec>(rest, prefix).map(Spec::Replication),
+        Some("sentinel") => read::<SentinelSpec>(rest, prefix).map(Spec::Sentinel),
+        Some(_) | None => Err(FieldError::new(
+            format!("{prefix}/mode"),
+            "the mode is one of `cluster`, `sentinel`, `replication`",
+        )),
+    }
+}
+
+/// Parameters of the path.
+#[derive(Debug)]
+pub struct Path<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        axum::extract::Path::<T>::from_request_parts(parts, state)
+            .await
+            .map(|axum::extract::Path(path)| Self(path))
+            .map_err(|e| ApiError::new("invalid_parameter", e.body_text()))
+    }
+}
+
+/// Parameters of the query. An unknown one is refused, since a misspelt filter would otherwise
+/// quietly show everything.
+#[derive(Debug)]
+pub struct Query<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        axum::extract::Query::<T>::from_request_parts(parts, state)
+            .await
+            .map(|axum::extract::Query(query)| Self(query))
+            .map_err(|e| ApiError::new("invalid_parameter", e.body_text()))
+    }
+}
+
+/// The version and revision that `If-Match` names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IfMatch {
+    pub version: i32,
+    pub revision: i32,
+}
+
+impl IfMatch {
+    #[must_use]
+    pub fn etag(version: i32, revision: i32) -> String {
+        format!("\"{version}-{revision}\"")
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        let Some(value) = parts.headers.get(header::IF_MATCH) else {
+            return Err(ApiError::new(
+                "precondition_required",
+                "send If-Match with the ETag of the version that you read, so that nobody's change is lost",
+            ));
+        };
+        let parse = || {
+            let text = value.to_str().ok()?.strip_prefix('"')?.strip_suffix('"')?;
+            let (version, revision) = text.split_once('-')?;
+            Some(Self { version: version.parse().ok()?, revision: revision.parse().ok()? })
+        };
+        parse().ok_or_else(stale)
+    }
+}
+
+/// What was read is no longer what there is.
+#[must_use]
+pub fn stale() -> ApiError {
+    ApiError::new(
+        "precondition_failed",
+        "the topology is at another version or revision than If-Match names; read it again and repeat the request with its ETag",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn faults_name_their_field() {
+        let pointer = |value| read_spec(value, "/spec").unwrap_err().pointer;
+        let node = json!({ "address": "127.0.0.1:7001", "zone": "a" });
+        assert_eq!(pointer(json!({ "mode": "pool" })), "/spec/mode");
+        assert_eq!(pointer(json!({ "mode": "cluster", "nodes": [] })), "/spec/shards");
+        assert_eq!(
+            pointer(json!({ "mode": "cluster", "shards": 3, "nodes": [node, { "address": "x", "zone": "a" }] })),
+            "/spec/nodes/1/address"
+        );
+        assert_eq!(
+            pointer(json!({ "mode": "cluster", "shards": "3", "nodes": [] })),
+            "/spec/shards"
+        );
+        assert_eq!(
+            pointer(json!({ "mode": "cluster", "shards": 3, "nodes": [], "colour": 1 })),
+            "/spec/colour"
+        );
+    }
+}

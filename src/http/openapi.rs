@@ -1,0 +1,246 @@
+//! The OpenAPI document: what utoipa derives, made fit for client generators.
+//!
+//! What `serde(tag)` and `serde(flatten)` make comes out as anonymous `allOf`s, on which generators
+//! drop operations; [`finish`] turns each into a named object with a discriminator. It also adds
+//! what is the same everywhere: the login, and the problems.
+
+use serde_json::{Map, Value, json};
+use utoipa::openapi::OpenApi;
+
+const SCHEMAS: &str = "#/components/schemas/";
+
+/// The document as it is served and committed.
+#[must_use]
+pub fn text() -> String {
+    let (_, document) = super::api().split_for_parts();
+    serde_json::to_string_pretty(&finish(document)).unwrap_or_default()
+}
+
+#[must_use]
+pub fn finish(document: OpenApi) -> Value {
+    let mut document = serde_json::to_value(document).unwrap_or_default();
+    document["info"] = json!({
+        "title": "Reeve",
+        "version": env!("CARGO_PKG_VERSION"),
+        "description": "The HTTP control plane for Redis high availability. Errors are RFC 9457 problems; each code has a page at /errors/{code}.",
+        "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
+    });
+    if let Some(Value::Object(schemas)) = document.pointer_mut("/components/schemas") {
+        name_variants(schemas);
+        merge_flattened(schemas);
+        for schema in schemas.values_mut() {
+            drop_null_defaults(schema);
+        }
+    }
+    add_login(&mut document);
+    add_problems(&mut document);
+    document
+}
+
+/// Makes each variant of a tagged union a named object that carries the tag itself.
+fn name_variants(schemas: &mut Map<String, Value>) {
+    let unions: Vec<String> = schemas
+        .iter()
+        .filter(|(_, s)| s["oneOf"].as_array().is_some_and(|v| v.iter().all(|v| tag(v).is_some())))
+        .map(|(name, _)| name.clone())
+        .collect();
+    for union in unions {
+        let variants = schemas[&union]["oneOf"].as_array().cloned().unwrap_or_default();
+        let (mut refs, mut mapping, mut property) = (Vec::new(), Map::new(), String::new());
+        for variant in variants {
+            let Some((name, value, schema)) = tag(&variant) else { continue };
+            let component = match reference(&variant["allOf"][0]) {
+                Some(target) => target.to_owned(),
+                None => format!("{union}{}", pascal(&value)),
+            };
+            let object = schemas.entry(component.clone()).or_insert_with(|| json!({ "type": "object" }));
+            object["properties"][&name] = schema;
+            let required = object["required"].as_array().cloned().unwrap_or_default();
+            object["required"] = [vec![json!(name)], required].concat().into();
+            if object.get("description").is_none() && let Some(text) = variant.get("description") {
+                object["description"] = text.clone();
+            }
+            let path = format!("{SCHEMAS}{component}");
+            refs.push(json!({ "$ref": path }));
+            mapping.insert(value, path.into());
+            property = name;
+        }
+        schemas[&union]["oneOf"] = refs.into();
+        schemas[&union]["discriminator"] = json!({ "propertyName": property, "mapping": mapping });
+    }
+}
+
+/// The tag of a variant: its property, its value, and the property's schema.
+fn tag(variant: &Value) -> Option<(String, String, Value)> {
+    let object = variant.pointer("/allOf/1").unwrap_or(variant);
+    object["properties"].as_object()?.iter().find_map(|(name, schema)| {
+        match schema["enum"].as_array()?.as_slice() {
+            [Value::String(value)] => Some((name.clone(), value.clone(), schema.clone())),
+            _ => None,
+        }
+    })
+}
+
+/// Puts what `allOf` brings together into one object.
+fn merge_flattened(schemas: &mut Map<String, Value>) {
+    let names: Vec<String> =
+        schemas.iter().filter(|(_, s)| s.get("allOf").is_some()).map(|(n, _)| n.clone()).collect();
+    for name in names {
+        let parts = schemas[&name]["allOf"].as_array().cloned().unwrap_or_default();
+        let mut whole = json!({ "type": "object", "properties": {}, "required": [] });
+        for part in parts {
+            let part = reference(&part).and_then(|r| schemas.get(r)).unwrap_or(&part);
+            if let (Some(into), Some(from)) = (whole["properties"].as_object_mut(), part["properties"].as_object()) {
+                into.extend(from.clone());
+            }
+            if let (Some(into), Some(from)) = (whole["required"].as_array_mut(), part["required"].as_array()) {
+                into.extend(from.clone());
+            }
+        }
+        if let Some(text) = schemas[&name].get("description") {
+            whole["description"] = text.clone();
+        }
+        schemas[&name] = whole;
+    }
+}
+
+fn reference(schema: &Value) -> Option<&str> {
+    schema["$ref"].as_str()?.strip_prefix(SCHEMAS)
+}
+
+/// `unknown_thing` → `UnknownThing`
+fn pascal(word: &str) -> String {
+    word.split('_')
+        .flat_map(|part| {
+            let mut letters = part.chars();
+            letters.next().map(|first| first.to_uppercase().chain(letters).collect::<String>())
+        })
+        .collect()
+}
+
+/// A default of null says nothing more than that a field may be left out.
+fn drop_null_defaults(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            if map.get("default").is_some_and(Value::is_null) {
+                map.remove("default");
+            }
+            map.values_mut().for_each(drop_null_defaults);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_null_defaults),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+fn add_login(document: &mut Value) {
+    document["components"]["securitySchemes"]["token"] = json!({
+        "type": "http", "scheme": "bearer",
+        "description": "A token that an admin made with POST /v1/tokens, or REEVE_ADMIN_TOKEN.",
+    });
+    document["security"] = json!([{ "token": [] }]);
+}
+
+/// Every operation below /v1 can answer with problems; which, follows from its shape.
+fn add_problems(document: &mut Value) {
+    document["components"]["responses"] = json!({ "Problem": {
+        "description": "Why not (RFC 9457). `code` names the kind; /errors/{code} explains it.",
+        "content": { "application/problem+json": { "schema": { "$ref": format!("{SCHEMAS}Problem") } } },
+    }});
+    if let Some(schemas) = document.pointer_mut("/components/schemas").and_then(Value::as_object_mut) {
+        schemas.entry("Problem").or_insert_with(|| json!({ "type": "object" }));
+    }
+    let Some(paths) = document["paths"].as_object_mut() else { return };
+    for (path, item) in paths.iter_mut().filter(|(p, _)| p.starts_with("/v1/")) {
+        let Some(item) = item.as_object_mut() else { continue };
+        for (method, operation) in item.iter_mut() {
+            let mut codes = vec!["400", "401", "403", "404", "500", "503"];
+            let has_body = operation.get("requestBody").is_some();
+            if method != "get" {
+                codes.extend(["409", "412"]);
+            }
+            if has_body {
+                codes.extend(["413", "415", "422"]);
+            }
+            let parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
+            if parameters.iter().any(|p| p["name"] == "If-Match") {
+                codes.push("428");
+            }
+            if path.ends_with("/stream") {
+                codes.push("410");
+            }
+            for code in codes {
+                operation["responses"][code] = json!({ "$ref": "#/components/responses/Problem" });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn document() -> Value {
+        serde_json::from_str(&text()).unwrap()
+    }
+
+    /// Calls `visit` with every object of the document.
+    fn walk(value: &Value, visit: &mut impl FnMut(&Map<String, Value>)) {
+        match value {
+            Value::Object(map) => {
+                visit(map);
+                map.values().for_each(|v| walk(v, visit));
+            }
+            Value::Array(items) => items.iter().for_each(|v| walk(v, visit)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn nothing_is_left_that_generators_stumble_over() {
+        let document = document();
+        walk(&document["components"]["schemas"], &mut |map| {
+            assert!(!map.contains_key("allOf"), "{map:?}");
+            if let Some(Value::Array(variants)) = map.get("oneOf") {
+                let nullable = variants.iter().any(|v| v["type"] == "null");
+                assert!(nullable || map.contains_key("discriminator"), "{map:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere() {
+        let document = document();
+        walk(&document, &mut |map| {
+            if let Some(Value::String(path)) = map.get("$ref") {
+                assert!(document.pointer(&path[1..]).is_some(), "{path}");
+            }
+        });
+    }
+
+    #[test]
+    fn variants_carry_their_tag() {
+        let document = document();
+        let cluster = &document["components"]["schemas"]["ClusterSpec"];
+        assert_eq!(cluster["properties"]["mode"]["enum"], json!(["cluster"]));
+        assert!(cluster["required"].as_array().unwrap().contains(&json!("mode")));
+        let spec = &document["components"]["schemas"]["Spec"];
+        assert_eq!(spec["discriminator"]["mapping"]["cluster"], "#/components/schemas/ClusterSpec");
+    }
+
+    #[test]
+    fn operations_have_ids_of_their_own() {
+        let document = document();
+        let mut ids = BTreeSet::new();
+        for item in document["paths"].as_object().unwrap().values() {
+            for operation in item.as_object().unwrap().values() {
+                let id = operation["operationId"].as_str().unwrap();
+                assert!(ids.insert(id.to_owned()), "{id}");
+                let bodies = operation["responses"].as_object().unwrap().iter();
+                let typed = bodies.filter(|(c, r)| c.starts_with('2') && r.get("content").is_some());
+                assert!(typed.count() <= 1, "{id} has several success types");
+            }
+        }
+    }
+}

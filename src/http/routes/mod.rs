@@ -1,0 +1,13 @@
+//! One resource a file.
+
+pub mod credentials;
+pub mod events;
+pub mod keyslot;
+pub mod me;
+pub mod nodes;
+pub mod ops;
+pub mod pages;
+pub mod plans;
+pub mod shape;
+pub mod tokens;
+pub mod topologies;
