@@ -24,7 +24,7 @@ impl Default for Policy {
             backoff_base_ms: 1000,
             wait_deadline_ms: 60_000,
             free_pause_ms: 250,
-            forming_node_timeout_ms: 1000,
+            forming_node_timeout_ms: 500,
         }
     }
 }

@@ -1,1 +1,4 @@
+//! One test binary, so that the crate is linked once.
 
+#[path = "../architecture.rs"]
+mod architecture;
