@@ -15,7 +15,7 @@ use crate::domain::id::TokenId;
 use crate::domain::policy::Policy;
 use crate::engine::Engine;
 use crate::fleet::metered::Metered;
-use crate::fleet::redis::{RedisFleet, Timeouts};
+use crate::fleet::redis::{ParseReachError, Reach, RedisFleet, Timeouts};
 use crate::http::auth::digest;
 use crate::http::{self, App};
 use crate::settings::Settings;
@@ -33,6 +33,8 @@ pub enum ServeError {
     Store(#[from] StoreError),
     #[error("cannot listen on {address}: {source}; choose another with REEVE_LISTEN")]
     Listen { address: SocketAddr, source: std::io::Error },
+    #[error("REEVE_NODE_ALLOW_CIDRS: {0}")]
+    Reach(#[from] ParseReachError),
     #[error("the machine gives no random numbers")]
     NoRandomness,
     #[error("serving failed")]
@@ -54,7 +56,7 @@ pub async fn serve(settings: Settings, migrate: bool) -> Result<(), ServeError> 
         .map_err(|source| ServeError::Listen { address: settings.listen, source })?;
     let address = listener.local_addr()?;
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-    let engine = engine(&settings, store.clone());
+    let engine = engine(&settings, store.clone())?;
     engine.start(&stop, &tasks);
     tasks.spawn(upkeep(metrics.clone(), stop.clone()));
     tokio::spawn(shutdown::on_signal(stop.clone()));
@@ -82,7 +84,7 @@ pub async fn serve(settings: Settings, migrate: bool) -> Result<(), ServeError> 
     Ok(())
 }
 
-fn engine(settings: &Settings, store: Store) -> Arc<Engine> {
+fn engine(settings: &Settings, store: Store) -> Result<Arc<Engine>, ServeError> {
     let defaults = Policy::default();
     let policy = Policy {
         max_retries: settings.max_retries.unwrap_or(defaults.max_retries),
@@ -90,9 +92,11 @@ fn engine(settings: &Settings, store: Store) -> Arc<Engine> {
         wait_deadline_ms: settings.wait_deadline_ms.unwrap_or(defaults.wait_deadline_ms),
         ..defaults
     };
-    let fleet = Metered::new(RedisFleet::new(Timeouts::default(), clock::now));
+    let reach = settings.node_allow_cidrs.as_deref().map(Reach::parse).transpose()?;
+    let redis = RedisFleet::new(Timeouts::default(), reach.unwrap_or_default(), clock::now);
+    let fleet = Metered::new(redis);
     let key = settings.secret_key.map(SecretKey::new);
-    Engine::new(store, Arc::new(fleet), policy, settings.watch_interval, key)
+    Ok(Engine::new(store, Arc::new(fleet), policy, settings.watch_interval, key))
 }
 
 /// Keeps the memory of histograms bounded.

@@ -86,9 +86,13 @@ pub struct Settings {
 
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    #[error("no database: give --database-url or REEVE_DATABASE_URL, for example postgres://reeve:secret@127.0.0.1/reeve")]
+    #[error(
+        "no database: give --database-url or REEVE_DATABASE_URL, for example postgres://reeve:secret@127.0.0.1/reeve"
+    )]
     NoDatabase,
-    #[error("REEVE_ADMIN_TOKEN has {0} characters; give at least 24, for example from `openssl rand -hex 24`")]
+    #[error(
+        "REEVE_ADMIN_TOKEN has {0} characters; give at least 24, for example from `openssl rand -hex 24`"
+    )]
     ShortToken(usize),
     #[error("REEVE_SECRET_KEY is not 32 bytes in base64; make one with `openssl rand -base64 32`")]
     BadKey,
@@ -116,7 +120,10 @@ impl Settings {
             return Err(SettingsError::BadInterval(interval));
         }
         Ok(Self {
-            database_url: flags.database_url.or(file.database_url).ok_or(SettingsError::NoDatabase)?,
+            database_url: flags
+                .database_url
+                .or(file.database_url)
+                .ok_or(SettingsError::NoDatabase)?,
             listen: flags.listen.or(file.listen).unwrap_or(([127, 0, 0, 1], 7380).into()),
             admin_token,
             secret_key: flags.secret_key.or(file.secret_key).map(key).transpose()?,
@@ -162,7 +169,9 @@ mod tests {
         let refused = |flags| Settings::resolve(flags, None).unwrap_err().to_string();
         assert!(refused(Flags::default()).contains("REEVE_DATABASE_URL"));
         assert!(refused(Flags { admin_token: Some("short".into()), ..flags() }).contains("24"));
-        assert!(refused(Flags { secret_key: Some("c2hvcnQ=".into()), ..flags() }).contains("openssl"));
+        assert!(
+            refused(Flags { secret_key: Some("c2hvcnQ=".into()), ..flags() }).contains("openssl")
+        );
         assert!(refused(Flags { watch_interval_ms: Some(1), ..flags() }).contains("50"));
     }
 }

@@ -19,7 +19,17 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("demo", &["demo", "client", "domain", "clock"]),
     (
         "app",
-        &["settings", "telemetry", "shutdown", "clock", "domain", "fleet", "store", "engine", "http"],
+        &[
+            "settings",
+            "telemetry",
+            "shutdown",
+            "clock",
+            "domain",
+            "fleet",
+            "store",
+            "engine",
+            "http",
+        ],
     ),
     ("lib", &[]),
     ("main", &["app", "demo", "http", "settings", "store", "client"]),
@@ -28,9 +38,25 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 
 /// Crates that the pure core must not name: they would bring I/O, a clock or randomness.
 const IMPURE: &[&str] = &[
-    "tokio::", "sqlx::", " redis::", "axum::", "reqwest::", "futures::", "tracing::", "metrics::",
-    "getrandom::", "std::fs", "std::net::Tcp", "std::time::SystemTime", "std::time::Instant", "std::env", "std::process",
-    "Utc::now", "now_v7", "new_v4", "async fn",
+    "tokio::",
+    "sqlx::",
+    " redis::",
+    "axum::",
+    "reqwest::",
+    "futures::",
+    "tracing::",
+    "metrics::",
+    "getrandom::",
+    "std::fs",
+    "std::net::Tcp",
+    "std::time::SystemTime",
+    "std::time::Instant",
+    "std::env",
+    "std::process",
+    "Utc::now",
+    "now_v7",
+    "new_v4",
+    "async fn",
 ];
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
@@ -139,6 +165,7 @@ fn sql_is_in_the_store_alone_and_commands_to_nodes_leave_from_one_place() {
 
 #[test]
 fn the_test_sees_what_it_looks_for() {
-    let seen = imports("use crate::fleet::Fleet; let x = crate::store::Y; use crate::{http, app::Z};");
+    let seen =
+        imports("use crate::fleet::Fleet; let x = crate::store::Y; use crate::{http, app::Z};");
     assert_eq!(seen, ["app", "fleet", "http", "store"].map(str::to_owned).into());
 }

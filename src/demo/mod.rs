@@ -4,4 +4,6 @@ pub struct DemoArgs {}
 #[derive(Debug, thiserror::Error)]
 #[error("x")]
 pub struct DemoError;
-pub async fn run(_: DemoArgs) -> Result<(), DemoError> { Ok(()) }
+pub async fn run(_: DemoArgs) -> Result<(), DemoError> {
+    Ok(())
+}

@@ -77,6 +77,7 @@ pub struct Report {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = NodeRole)]
 pub enum Role {
     Primary,
     Replica,

@@ -102,7 +102,12 @@ impl Caller {
         }
         Err(ApiError::new(
             "forbidden",
-            format!("this needs the role {}; the token `{}` is {}", role.as_str(), self.name(), self.token.role.as_str()),
+            format!(
+                "this needs the role {}; the token `{}` is {}",
+                role.as_str(),
+                self.name(),
+                self.token.role.as_str()
+            ),
         ))
     }
 

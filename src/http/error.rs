@@ -87,10 +87,18 @@ const CODES: &[(&str, StatusCode, &str)] = &[
     ("gone", StatusCode::GONE, "What was asked for is no longer kept"),
     ("precondition_failed", StatusCode::PRECONDITION_FAILED, "It has changed since it was read"),
     ("body_too_large", StatusCode::PAYLOAD_TOO_LARGE, "The body is too large"),
-    ("unsupported_media_type", StatusCode::UNSUPPORTED_MEDIA_TYPE, "The body is not declared as JSON"),
+    (
+        "unsupported_media_type",
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "The body is not declared as JSON",
+    ),
     ("invalid_body", StatusCode::UNPROCESSABLE_ENTITY, "The body does not make sense"),
     ("unsupported", StatusCode::UNPROCESSABLE_ENTITY, "This is not supported"),
-    ("placement_impossible", StatusCode::UNPROCESSABLE_ENTITY, "The nodes cannot be spread as demanded"),
+    (
+        "placement_impossible",
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "The nodes cannot be spread as demanded",
+    ),
     ("precondition_required", StatusCode::PRECONDITION_REQUIRED, "If-Match is required"),
     ("internal", StatusCode::INTERNAL_SERVER_ERROR, "Something went wrong here"),
     ("database_unavailable", StatusCode::SERVICE_UNAVAILABLE, "The database is unavailable"),
@@ -127,7 +135,10 @@ impl ApiError {
 
     fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
         tracing::error!(error, "a request failed");
-        Self::new("internal", "the failure is in Reeve, not in the request; its log says more under this request_id")
+        Self::new(
+            "internal",
+            "the failure is in Reeve, not in the request; its log says more under this request_id",
+        )
     }
 }
 
@@ -182,18 +193,23 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         if error.is_outage() {
             tracing::warn!(error = &error as &dyn std::error::Error, "the database is unavailable");
-            return Self::new("database_unavailable", "the database does not answer; nothing was changed, try again shortly");
+            return Self::new(
+                "database_unavailable",
+                "the database does not answer; nothing was changed, try again shortly",
+            );
         }
         match error {
             StoreError::Refused(refusal) => refusal.into(),
             StoreError::Moved(what) => Self::new(
                 "precondition_failed",
-                format!("{what} changed between reading and writing; read it again and repeat the request"),
+                format!(
+                    "{what} changed between reading and writing; read it again and repeat the request"
+                ),
             ),
             StoreError::Sealed => Self::new("secret_key_missing", error.to_string()),
-            StoreError::Database(_)
-            | StoreError::Migrate(_)
-            | StoreError::Inconsistent { .. } => Self::internal(&error),
+            StoreError::Database(_) | StoreError::Migrate(_) | StoreError::Inconsistent { .. } => {
+                Self::internal(&error)
+            }
         }
     }
 }
@@ -230,7 +246,8 @@ impl From<Fault> for RedisError {
 impl IntoResponse for ApiError {
     /// Leaves the problem with the response; [`finish`] writes it when it knows the request.
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status =
+            StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = status.into_response();
         response.extensions_mut().insert(std::sync::Arc::new(*self.0));
         response
@@ -269,13 +286,22 @@ pub async fn finish(request: Request, next: Next) -> Response {
 
 fn framework_problem(status: StatusCode) -> Problem {
     let (code, detail) = match status {
-        StatusCode::NOT_FOUND => ("unknown_path", "see /docs or /openapi.json for the paths that there are"),
-        StatusCode::METHOD_NOT_ALLOWED => ("method_not_allowed", "the Allow header names the methods that there are"),
+        StatusCode::NOT_FOUND => {
+            ("unknown_path", "see /docs or /openapi.json for the paths that there are")
+        }
+        StatusCode::METHOD_NOT_ALLOWED => {
+            ("method_not_allowed", "the Allow header names the methods that there are")
+        }
         StatusCode::PAYLOAD_TOO_LARGE => ("body_too_large", "a body has at most 1 MiB"),
-        StatusCode::UNSUPPORTED_MEDIA_TYPE => ("unsupported_media_type", "send Content-Type: application/json"),
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => {
+            ("unsupported_media_type", "send Content-Type: application/json")
+        }
         StatusCode::BAD_REQUEST => ("invalid_parameter", "the request could not be read"),
         StatusCode::SERVICE_UNAVAILABLE => ("database_unavailable", "try again shortly"),
-        _ => ("internal", "the failure is in Reeve, not in the request; its log says more under this request_id"),
+        _ => (
+            "internal",
+            "the failure is in Reeve, not in the request; its log says more under this request_id",
+        ),
     };
     *ApiError::new(code, detail).0
 }

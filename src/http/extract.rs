@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::error::ApiError;
+use super::strict::Strict;
 use crate::domain::refusal::FieldError;
 use crate::domain::spec::{ClusterSpec, ReplicationSpec, SentinelSpec, Spec};
 
@@ -30,7 +31,28 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
         let value: Value = serde_json::from_slice(&bytes).map_err(|e| {
             ApiError::new("invalid_json", format!("the body cannot be read as JSON: {e}"))
         })?;
+        if let Some(pointer) = nul_in(&value) {
+            return Err(invalid(FieldError::new(pointer, "text must not contain NUL (\\u0000)")));
+        }
         Ok(Self(read(value, "").map_err(invalid)?))
+    }
+}
+
+/// Where a text, or a field's name, contains a NUL, which the database cannot hold.
+fn nul_in(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => text.contains('\0').then(String::new),
+        Value::Array(items) => items
+            .iter()
+            .enumerate()
+            .find_map(|(i, item)| nul_in(item).map(|below| format!("/{i}{below}"))),
+        Value::Object(fields) => fields.iter().find_map(|(name, field)| {
+            if name.contains('\0') {
+                return Some(String::new());
+            }
+            nul_in(field).map(|below| format!("/{name}{below}"))
+        }),
+        Value::Null | Value::Bool(_) | Value::Number(_) => None,
     }
 }
 
@@ -60,7 +82,7 @@ pub fn invalid(error: FieldError) -> ApiError {
 
 /// Reads a value, telling faults by pointers below `prefix`.
 pub fn read<T: DeserializeOwned>(value: Value, prefix: &str) -> Result<T, FieldError> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
+    serde_path_to_error::deserialize(Strict(value)).map_err(|error| {
         let path: String = error
             .path()
             .iter()
@@ -112,6 +134,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T>
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        refuse_nul(parts.uri.path())?;
         axum::extract::Path::<T>::from_request_parts(parts, state)
             .await
             .map(|axum::extract::Path(path)| Self(path))
@@ -128,12 +151,25 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        refuse_nul(parts.uri.query().unwrap_or_default())?;
         axum::extract::Query::<T>::from_request_parts(parts, state)
             .await
             .map(|axum::extract::Query(query)| Self(query))
             .map_err(|e| ApiError::new("invalid_parameter", e.body_text()))
     }
 }
+
+fn refuse_nul(encoded: &str) -> Result<(), ApiError> {
+    if encoded.contains("%00") {
+        return Err(ApiError::new("invalid_parameter", "a parameter must not contain NUL (%00)"));
+    }
+    Ok(())
+}
+
+/// What `If-Match` says, if it was sent. It is judged after the body, so that a body that makes no
+/// sense is told first.
+#[derive(Debug)]
+pub struct Precondition(Option<String>);
 
 /// The version and revision that `If-Match` names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,20 +185,26 @@ impl IfMatch {
     }
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
+impl<S: Send + Sync> FromRequestParts<S> for Precondition {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
-        let Some(value) = parts.headers.get(header::IF_MATCH) else {
+        let value = parts.headers.get(header::IF_MATCH);
+        Ok(Self(value.map(|v| v.to_str().unwrap_or_default().to_owned())))
+    }
+}
+
+impl Precondition {
+    pub fn read(&self) -> Result<IfMatch, ApiError> {
+        let Some(text) = &self.0 else {
             return Err(ApiError::new(
                 "precondition_required",
                 "send If-Match with the ETag of the version that you read, so that nobody's change is lost",
             ));
         };
         let parse = || {
-            let text = value.to_str().ok()?.strip_prefix('"')?.strip_suffix('"')?;
-            let (version, revision) = text.split_once('-')?;
-            Some(Self { version: version.parse().ok()?, revision: revision.parse().ok()? })
+            let (version, revision) = text.strip_prefix('"')?.strip_suffix('"')?.split_once('-')?;
+            Some(IfMatch { version: version.parse().ok()?, revision: revision.parse().ok()? })
         };
         parse().ok_or_else(stale)
     }
@@ -190,7 +232,9 @@ mod tests {
         assert_eq!(pointer(json!({ "mode": "pool" })), "/spec/mode");
         assert_eq!(pointer(json!({ "mode": "cluster", "nodes": [] })), "/spec/shards");
         assert_eq!(
-            pointer(json!({ "mode": "cluster", "shards": 3, "nodes": [node, { "address": "x", "zone": "a" }] })),
+            pointer(
+                json!({ "mode": "cluster", "shards": 3, "nodes": [node, { "address": "x", "zone": "a" }] })
+            ),
             "/spec/nodes/1/address"
         );
         assert_eq!(

@@ -53,11 +53,14 @@ fn name_variants(schemas: &mut Map<String, Value>) {
                 Some(target) => target.to_owned(),
                 None => format!("{union}{}", pascal(&value)),
             };
-            let object = schemas.entry(component.clone()).or_insert_with(|| json!({ "type": "object" }));
+            let object =
+                schemas.entry(component.clone()).or_insert_with(|| json!({ "type": "object" }));
             object["properties"][&name] = schema;
             let required = object["required"].as_array().cloned().unwrap_or_default();
             object["required"] = [vec![json!(name)], required].concat().into();
-            if object.get("description").is_none() && let Some(text) = variant.get("description") {
+            if object.get("description").is_none()
+                && let Some(text) = variant.get("description")
+            {
                 object["description"] = text.clone();
             }
             let path = format!("{SCHEMAS}{component}");
@@ -90,10 +93,14 @@ fn merge_flattened(schemas: &mut Map<String, Value>) {
         let mut whole = json!({ "type": "object", "properties": {}, "required": [] });
         for part in parts {
             let part = reference(&part).and_then(|r| schemas.get(r)).unwrap_or(&part);
-            if let (Some(into), Some(from)) = (whole["properties"].as_object_mut(), part["properties"].as_object()) {
+            if let (Some(into), Some(from)) =
+                (whole["properties"].as_object_mut(), part["properties"].as_object())
+            {
                 into.extend(from.clone());
             }
-            if let (Some(into), Some(from)) = (whole["required"].as_array_mut(), part["required"].as_array()) {
+            if let (Some(into), Some(from)) =
+                (whole["required"].as_array_mut(), part["required"].as_array())
+            {
                 into.extend(from.clone());
             }
         }
@@ -146,7 +153,9 @@ fn add_problems(document: &mut Value) {
         "description": "Why not (RFC 9457). `code` names the kind; /errors/{code} explains it.",
         "content": { "application/problem+json": { "schema": { "$ref": format!("{SCHEMAS}Problem") } } },
     }});
-    if let Some(schemas) = document.pointer_mut("/components/schemas").and_then(Value::as_object_mut) {
+    if let Some(schemas) =
+        document.pointer_mut("/components/schemas").and_then(Value::as_object_mut)
+    {
         schemas.entry("Problem").or_insert_with(|| json!({ "type": "object" }));
     }
     let Some(paths) = document["paths"].as_object_mut() else { return };
@@ -238,7 +247,8 @@ mod tests {
                 let id = operation["operationId"].as_str().unwrap();
                 assert!(ids.insert(id.to_owned()), "{id}");
                 let bodies = operation["responses"].as_object().unwrap().iter();
-                let typed = bodies.filter(|(c, r)| c.starts_with('2') && r.get("content").is_some());
+                let typed =
+                    bodies.filter(|(c, r)| c.starts_with('2') && r.get("content").is_some());
                 assert!(typed.count() <= 1, "{id} has several success types");
             }
         }

@@ -20,7 +20,10 @@ impl Page {
     pub fn read(limit: Option<i64>, cursor: Option<&str>) -> Result<Self, ApiError> {
         let limit = limit.unwrap_or(DEFAULT_LIMIT);
         if !(1..=MAX_LIMIT).contains(&limit) {
-            return Err(ApiError::new("invalid_parameter", format!("limit is from 1 to {MAX_LIMIT}")));
+            return Err(ApiError::new(
+                "invalid_parameter",
+                format!("limit is from 1 to {MAX_LIMIT}"),
+            ));
         }
         let after = cursor.map(decode).transpose()?;
         Ok(Self { limit, after })
@@ -53,7 +56,10 @@ fn decode(cursor: &str) -> Result<String, ApiError> {
 }
 
 fn bad_cursor() -> ApiError {
-    ApiError::new("invalid_parameter", "the cursor is not one that this list gave; start without it")
+    ApiError::new(
+        "invalid_parameter",
+        "the cursor is not one that this list gave; start without it",
+    )
 }
 
 #[cfg(test)]

@@ -87,9 +87,8 @@ fn blank(address: &Address, keys: u64) -> Report {
 }
 
 fn world(spec: &Spec, keys: u64) -> Observation {
-    let sight = |n: &NodeSpec| {
-        (n.address.clone(), Sighting::Seen(Box::new(blank(&n.address, keys))))
-    };
+    let sight =
+        |n: &NodeSpec| (n.address.clone(), Sighting::Seen(Box::new(blank(&n.address, keys))));
     Observation { nodes: spec.nodes().iter().map(sight).collect(), marks: vec![] }
 }
 

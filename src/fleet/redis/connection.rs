@@ -21,6 +21,7 @@ use redis::{
 use tokio::time::timeout;
 
 use super::Timeouts;
+use super::reach::Reach;
 use super::value::text;
 use crate::domain::Timestamp;
 use crate::domain::credential::Credential;
@@ -34,6 +35,7 @@ pub(super) struct Node {
     /// Connections of ours whose last command may still run.
     lost: Mutex<Vec<ClientName>>,
     used: Mutex<Timestamp>,
+    reach: Arc<Reach>,
 }
 
 /// One open connection, with whose login it was opened. An address has one login at a time; so a
@@ -68,9 +70,9 @@ pub(super) enum Lost {
 }
 
 impl Node {
-    pub fn new(now: Timestamp) -> Self {
+    pub fn new(now: Timestamp, reach: Arc<Reach>) -> Self {
         let (looking, sending) = Default::default();
-        Self { looking, sending, lost: Mutex::default(), used: Mutex::new(now) }
+        Self { looking, sending, lost: Mutex::default(), used: Mutex::new(now), reach }
     }
 
     pub fn touch(&self, now: Timestamp) {
@@ -160,7 +162,7 @@ impl Node {
     /// server that turns a client away (`DENIED`, too many clients) says why and hangs up.
     async fn greet(&self, target: &Target) -> Result<Link, FleetError> {
         let failed = |error: RedisError| unreachable(target, words(&error));
-        let mut connection = connect(target).await.map_err(failed)?;
+        let mut connection = connect(target, &self.reach).await.map_err(failed)?;
         if let Some(login) = &target.login {
             let mut auth = redis::cmd("AUTH");
             auth.arg(login.username.as_deref()).arg(login.reveal());
@@ -228,9 +230,9 @@ impl fmt::Display for Lost {
 
 /// The login stays out of this: the library's own would hide the server's words. Time limits are
 /// set around each call instead of here, so that there is one of each.
-async fn connect(target: &Target) -> Result<MultiplexedConnection, RedisError> {
-    let address = &target.address;
-    let info = ConnectionAddr::Tcp(address.host().to_owned(), address.port())
+async fn connect(target: &Target, reach: &Reach) -> Result<MultiplexedConnection, RedisError> {
+    let socket = reach.resolve(&target.address, target.address.port()).await?;
+    let info = ConnectionAddr::Tcp(socket.ip().to_string(), socket.port())
         .into_connection_info()?
         .set_redis_settings(RedisConnectionInfo::default().set_skip_set_lib_name())
         .set_tcp_settings(TcpSettings::default().set_nodelay(true));

@@ -8,6 +8,7 @@ mod connection;
 mod info;
 mod look;
 mod nodes;
+mod reach;
 mod send;
 mod value;
 
@@ -21,6 +22,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use self::connection::{Lost, Node, io_words, unreachable};
+pub use self::reach::{ParseReachError, Reach};
 use super::{Ask, Fleet, FleetError, Target};
 use crate::domain::node::Address;
 use crate::domain::observation::Report;
@@ -54,14 +56,15 @@ impl Default for Timeouts {
 /// The nodes out there.
 pub struct RedisFleet {
     timeouts: Timeouts,
+    reach: Arc<Reach>,
     clock: fn() -> DateTime<Utc>,
     nodes: Mutex<HashMap<Address, Arc<Node>>>,
 }
 
 impl RedisFleet {
     #[must_use]
-    pub fn new(timeouts: Timeouts, clock: fn() -> DateTime<Utc>) -> Self {
-        Self { timeouts, clock, nodes: Mutex::default() }
+    pub fn new(timeouts: Timeouts, reach: Reach, clock: fn() -> DateTime<Utc>) -> Self {
+        Self { timeouts, reach: Arc::new(reach), clock, nodes: Mutex::default() }
     }
 
     fn node(&self, address: &Address) -> Arc<Node> {
@@ -72,7 +75,7 @@ impl RedisFleet {
             return node.clone();
         }
         nodes.retain(|_, node| now - node.used() < IDLE);
-        let node = Arc::new(Node::new(now));
+        let node = Arc::new(Node::new(now, self.reach.clone()));
         nodes.insert(address.clone(), node.clone());
         node
     }
@@ -99,7 +102,8 @@ impl Fleet for RedisFleet {
     fn knock<'a>(&'a self, node: &'a Address, port: u16) -> BoxFuture<'a, Result<(), FleetError>> {
         async move {
             let within = self.timeouts.connect;
-            let message = match timeout(within, TcpStream::connect((node.host(), port))).await {
+            let connect = async { TcpStream::connect(self.reach.resolve(node, port).await?).await };
+            let message = match timeout(within, connect).await {
                 Ok(Ok(_)) => return Ok(()),
                 Ok(Err(error)) => io_words(error),
                 Err(_) => Lost::Late(within).to_string(),

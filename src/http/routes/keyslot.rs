@@ -51,12 +51,18 @@ pub async fn keyslot(
     let mut keys = Vec::new();
     for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
         if name != "key" {
-            return Err(ApiError::new("invalid_parameter", format!("`{name}` is no parameter here; give key=…, once for each key")));
+            return Err(ApiError::new(
+                "invalid_parameter",
+                format!("`{name}` is no parameter here; give key=…, once for each key"),
+            ));
         }
         keys.push(value.into_owned());
     }
     if keys.is_empty() || keys.len() > MAX_KEYS {
-        return Err(ApiError::new("invalid_parameter", format!("give key=… once for each of 1 to {MAX_KEYS} keys")));
+        return Err(ApiError::new(
+            "invalid_parameter",
+            format!("give key=… once for each of 1 to {MAX_KEYS} keys"),
+        ));
     }
     let visible = caller.visible(&app.engine).await?;
     let filter = TopologyFilter { visible, ..TopologyFilter::default() };

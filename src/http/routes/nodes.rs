@@ -163,9 +163,13 @@ impl From<Node> for NodeView {
     }
 }
 
-fn check(zone: Option<&String>, host: Option<&String>, credential: Option<&String>) -> Result<(), Refusal> {
+fn check(
+    zone: Option<&String>,
+    host: Option<&String>,
+    credential: Option<&String>,
+) -> Result<(), Refusal> {
     let mut errors = Vec::new();
-    let odd = |text: &String, most: usize| text.trim().is_empty() || text.len() > most || text.contains('\0');
+    let odd = |text: &String, most: usize| text.trim().is_empty() || text.len() > most;
     if zone.is_some_and(|z| odd(z, 128)) {
         errors.push(FieldError::new("/zone", "a zone is a name of 1 to 128 characters"));
     }
@@ -187,9 +191,6 @@ pub async fn list(
     Query(query): Query<ListNodes>,
 ) -> Result<Json<NodeList>, ApiError> {
     let page = Page::read(query.limit, query.cursor.as_deref())?;
-    if [&query.topology, &query.zone].into_iter().flatten().any(|t| t.contains('\0')) {
-        return Err(ApiError::new("invalid_parameter", "a name has no NUL"));
-    }
     let role = query.role.map(|r| match r {
         Role::Primary => "primary",
         Role::Replica => "replica",

@@ -408,9 +408,6 @@ pub async fn list(
     Query(query): Query<ListPlans>,
 ) -> Result<Json<PlanList>, ApiError> {
     let page = Page::read(query.limit, query.cursor.as_deref())?;
-    if [&query.topology, &query.kind].into_iter().flatten().any(|t| t.contains('\0')) {
-        return Err(ApiError::new("invalid_parameter", "a name has no NUL"));
-    }
     let filter = PlanFilter {
         topology: query.topology,
         state: query.state,

@@ -9,7 +9,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::topologies::{LayoutView, find, last_seen};
 use crate::domain::id::{PlanId, ShardId};
 use crate::domain::node::Address;
-use crate::domain::observation::Observation;
+use crate::domain::observation::{Observation, Sighting};
 use crate::domain::slot::SlotSet;
 use crate::domain::spec::{Mode, Spec};
 use crate::domain::survivability::{self, Group, Loss, Lost, Part, Survivability};
@@ -197,8 +197,8 @@ pub async fn observation(
 ) -> Result<Json<ObservationView>, ApiError> {
     let stored = find(&app, &caller, &name).await?;
     let found = app.engine.store.observation(stored.wanted.id, query.at).await?;
-    let (observed_at, observation) = found
-        .ok_or_else(|| ApiError::not_found("observation", format!("{name} at that time")))?;
+    let (observed_at, observation) =
+        found.ok_or_else(|| ApiError::not_found("observation", format!("{name} at that time")))?;
     Ok(Json(ObservationView { observed_at, observation }))
 }
 
@@ -334,9 +334,15 @@ pub fn groups(wanted: &Topology, seen: &Observation) -> Vec<Group> {
             host: place.map_or(address.host().to_owned(), |p| p.machine().to_owned()),
         }
     };
+    // Who is silent now is no help in the next loss.
+    let silent = |a: &&Address| matches!(seen.sighting(a), Sighting::Silent(_));
+    let living = |shard: &crate::domain::topology::Shard| {
+        let living: Vec<_> = shard.members.iter().filter(|a| !silent(a)).map(part).collect();
+        if living.is_empty() { shard.members.iter().map(part).collect() } else { living }
+    };
     let group = |(shard, slots): (&crate::domain::topology::Shard, SlotSet)| Group {
         id: shard.id,
-        members: shard.members.iter().map(part).collect(),
+        members: living(shard),
         primary: view::primary_of(shard, &slots, seen).settled().cloned(),
         slots,
     };

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::clock;
 use crate::domain::access::{Role, Scope};
 use crate::domain::id::TokenId;
-use crate::domain::refusal::FieldError;
+use crate::domain::refusal::{FieldError, Refusal};
 use crate::http::App;
 use crate::http::auth::{Admin, digest};
 use crate::http::error::ApiError;
@@ -109,7 +109,7 @@ pub async fn create(
     Body(body): Body<CreateToken>,
 ) -> Result<(StatusCode, Json<NewToken>), ApiError> {
     caller.unlimited()?;
-    if body.name.is_empty() || body.name.len() > 128 || body.name.contains('\0') {
+    if body.name.is_empty() || body.name.len() > 128 {
         return Err(invalid(FieldError::new("/name", "a name has 1 to 128 characters")));
     }
     let mut bytes = [0u8; 32];
@@ -140,6 +140,12 @@ pub async fn delete(
     Path(id): Path<Uuid>,
 ) -> Result<StatusCode, ApiError> {
     caller.unlimited()?;
+    if caller.token.id.0 == id {
+        return Err(Refusal::InUse(
+            "this is the token that you use; revoke it with another one, so that nobody locks themselves out".to_owned(),
+        )
+        .into());
+    }
     app.engine.store.delete_token(TokenId(id)).await?;
     Ok(StatusCode::NO_CONTENT)
 }

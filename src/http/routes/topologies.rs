@@ -24,7 +24,7 @@ use crate::engine::desk::{CreateRequest, PlanOptions};
 use crate::http::App;
 use crate::http::auth::{Caller, Operator, Viewer};
 use crate::http::error::ApiError;
-use crate::http::extract::{Body, IfMatch, Path, Query, invalid, read_spec, stale};
+use crate::http::extract::{Body, IfMatch, Path, Precondition, Query, invalid, read_spec, stale};
 use crate::http::page::Page;
 use crate::store::topologies::{StoredTopology, TopologyFilter};
 
@@ -150,8 +150,11 @@ impl PlanRequest {
             )
             .into());
         }
-        if self.reason.as_ref().is_some_and(|r| r.len() > 4000 || r.contains('\0')) {
-            return Err(invalid(FieldError::new("/plan/reason", "a reason has at most 1000 characters")));
+        if self.reason.as_ref().is_some_and(|r| r.len() > 4000) {
+            return Err(invalid(FieldError::new(
+                "/plan/reason",
+                "a reason has at most 1000 characters",
+            )));
         }
         Ok(PlanOptions {
             start: self.start,
@@ -268,10 +271,8 @@ pub async fn list(
     Query(query): Query<ListTopologies>,
 ) -> Result<Json<TopologyList>, ApiError> {
     let page = Page::read(query.limit, query.cursor.as_deref())?;
-    let filter = TopologyFilter {
-        after: page.after.clone(),
-        visible: caller.visible(&app.engine).await?,
-    };
+    let filter =
+        TopologyFilter { after: page.after.clone(), visible: caller.visible(&app.engine).await? };
     let mut stored = app.engine.store.topologies(&filter, page.fetch()).await?;
     let next_cursor = page.cut(&mut stored, |t| t.wanted.name.clone());
     let mut items = Vec::with_capacity(stored.len());
@@ -338,12 +339,16 @@ pub async fn relabel(
     State(app): State<App>,
     Operator(caller): Operator,
     Path(name): Path<String>,
-    at: IfMatch,
+    precondition: Precondition,
     Body(body): Body<RelabelTopology>,
 ) -> Result<Response, ApiError> {
+    let at = precondition.read()?;
     let stored = find(&app, &caller, &name).await?;
     if caller.token.scope.as_ref().is_some_and(|s| !s.covers(&name, &body.labels)) {
-        return Err(ApiError::new("forbidden", "with these labels this token would no longer see the topology"));
+        return Err(ApiError::new(
+            "forbidden",
+            "with these labels this token would no longer see the topology",
+        ));
     }
     let id = stored.wanted.id;
     expect(&stored, at)?;
@@ -365,8 +370,9 @@ pub async fn delete(
     State(app): State<App>,
     Operator(caller): Operator,
     Path(name): Path<String>,
-    at: IfMatch,
+    precondition: Precondition,
 ) -> Result<StatusCode, ApiError> {
+    let at = precondition.read()?;
     let stored = find(&app, &caller, &name).await?;
     expect(&stored, at)?;
     let id = stored.wanted.id;
