@@ -96,6 +96,9 @@ impl Fault {
             "OOM" => {
                 "The node has no memory left under its maxmemory. Raise it or choose another node, then retry the plan."
             }
+            "no_effect" => {
+                "Compare what the node shows with what was asked for. A setting has to be spelt as the server itself spells it (CONFIG GET)."
+            }
             _ => "Read the message, mend the cause on the node, then retry the plan.",
         }
     }

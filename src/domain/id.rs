@@ -41,7 +41,8 @@ ids! {
 
 impl ShardId {
     /// The id of the `ordinal`-th shard that a topology ever had: derived (UUID v5), so that
-    /// placement stays pure and a preview shows the ids that the real call will give.
+    /// placement needs no randomness. (A preview of a new topology has another topology id, and so
+    /// other shard ids, than the real call.)
     #[must_use]
     pub fn derive(topology: TopologyId, ordinal: u32) -> Self {
         Self(Uuid::new_v5(&topology.0, &ordinal.to_be_bytes()))

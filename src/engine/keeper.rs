@@ -127,7 +127,15 @@ impl Keeper {
             return Ok(Some(Duration::ZERO));
         }
         let watch = self.watch.get_or_insert_default();
-        let logins = engine.logins(stored.wanted.spec.credentials()).await?;
+        let logins = match engine.logins(stored.wanted.spec.credentials()).await {
+            Ok(logins) => logins,
+            Err(LoginError::Store(error)) => return Err(error.into()),
+            // Nobody can log in: then nothing is known, and that must show.
+            Err(error @ (LoginError::Missing { .. } | LoginError::NoKey)) => {
+                engine.remember(self.id, Arc::default());
+                return Err(error.into());
+            }
+        };
         let mut seen = engine.look(&stored.wanted.spec, &logins, watch.seen.as_deref()).await;
         seen.marks = engine.store.marks(self.id).await?;
         watch.note(&engine, &stored, Arc::new(seen)).await?;

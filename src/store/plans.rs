@@ -181,7 +181,7 @@ impl Store {
     pub async fn plan(&self, id: PlanId) -> Result<Plan, StoreError> {
         let row = sqlx::query_as!(
             PlanRow,
-            "SELECT p.*, (SELECT count(*) FROM steps s WHERE s.plan_id = p.id AND s.state IN ('done', 'skipped')) AS \"steps_done!\",
+            "SELECT p.*, (SELECT count(*) FROM steps s WHERE s.plan_id = p.id AND s.state = 'done') AS \"steps_done!\",
                     (SELECT count(*) FROM steps s WHERE s.plan_id = p.id) AS \"steps_total!\"
              FROM plans p WHERE p.id = $1",
             id.0
@@ -209,7 +209,7 @@ impl Store {
     pub async fn plans(&self, filter: &PlanFilter, limit: i64) -> Result<Vec<Plan>, StoreError> {
         let rows = sqlx::query_as!(
             PlanRow,
-            "SELECT p.*, (SELECT count(*) FROM steps s WHERE s.plan_id = p.id AND s.state IN ('done', 'skipped')) AS \"steps_done!\",
+            "SELECT p.*, (SELECT count(*) FROM steps s WHERE s.plan_id = p.id AND s.state = 'done') AS \"steps_done!\",
                     (SELECT count(*) FROM steps s WHERE s.plan_id = p.id) AS \"steps_total!\"
              FROM plans p
              WHERE ($1::uuid IS NULL OR p.id < $1) AND ($2::text IS NULL OR p.topology = $2)

@@ -314,14 +314,18 @@ impl Store {
             ))
             .into());
         }
-        sqlx::query!(
-            "UPDATE plans SET state = 'superseded', finished_at = now() WHERE topology_id = $1 AND state = 'proposed'",
+        let superseded = sqlx::query_scalar!(
+            "UPDATE plans SET state = 'superseded', finished_at = now()
+             WHERE topology_id = $1 AND state = 'proposed' RETURNING id",
             id.0
         )
-        .execute(&mut *tx)
+        .fetch_all(&mut *tx)
         .await?;
-        let event = NewEvent::new(EventType::TopologyDeleted, serde_json::json!({}));
-        journal::append(&mut tx, Some(id), &[event.by(actor)]).await?;
+        let nothing = || serde_json::json!({});
+        let end = |p| NewEvent::new(EventType::PlanSuperseded, nothing()).of_plan(PlanId(p));
+        let gone = NewEvent::new(EventType::TopologyDeleted, nothing());
+        let events = superseded.into_iter().map(end).chain([gone]).map(|e| e.by(actor));
+        journal::append(&mut tx, Some(id), &events.collect::<Vec<_>>()).await?;
         sqlx::query!("DELETE FROM topologies WHERE id = $1", id.0).execute(&mut *tx).await?;
         Ok(tx.commit().await?)
     }

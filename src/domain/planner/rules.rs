@@ -145,7 +145,7 @@ fn strangers(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
                 why: format!(
                     "{member} knows the cluster node {id}{address}, which is no member of this topology"
                 ),
-                recovery: "Take the node out of its cluster (CLUSTER FORGET on the others, CLUSTER RESET on it), then retry the plan.",
+                recovery: "If it is the old identity of a node that was reset, send CLUSTER FORGET with its id to every other node within a minute. If it belongs to another cluster, take it out there first. Then retry the plan.",
             });
         }
     }

@@ -72,7 +72,7 @@ impl Action for ClaimSlots {
                 code: "wrong_role",
                 node: Some(self.node.clone()),
                 why: format!("{} is a replica and cannot take slots", self.node),
-                recovery: "Make it a primary, or blank, and retry the plan.",
+                recovery: "Reset the node (CLUSTER RESET HARD) if it holds nothing that is needed and retry the plan, or delete the topology and create it anew.",
             });
         }
         // A node's first slots must not make keys reachable that nobody counted on.

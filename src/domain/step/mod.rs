@@ -1,7 +1,8 @@
 //! Steps: the smallest resumable actions on nodes, as data.
 //!
-//! To add one: a file here that implements [`Action`], a file in `engine/apply`, a variant of
-//! [`Step`], and a rule in `planner`; the compiler lists what is missing.
+//! To add one: a file here that implements [`Action`], a variant of [`Step`], and a rule in
+//! `planner`; the compiler lists what is missing. Its commands are data, so `engine/apply.rs` can
+//! carry it out as it is.
 
 pub mod agree;
 pub mod claim;

@@ -63,7 +63,7 @@ impl Action for Replicate {
                     "{} is no primary, and a replica of a replica is never made",
                     self.primary
                 ),
-                recovery: "Retry the plan: it looks again who is primary.",
+                recovery: "A failover happened in the middle of the plan. Fail back to the node (CLUSTER FAILOVER) and retry the plan, or delete the topology and create it anew.",
             })
         } else {
             Check::Ready

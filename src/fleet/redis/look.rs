@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use redis::Value;
+use redis::{ServerError, Value};
 
 use super::Timeouts;
 use super::connection::{Facts, Lost, Node, rejected, unreachable};
@@ -104,6 +104,18 @@ fn batch(questions: &[Question]) -> redis::Pipeline {
     batch
 }
 
+impl Question {
+    /// Whether a look without this answer would tell an untruth: a cluster that may not be looked
+    /// at is not the same as none.
+    fn is_vital(&self, error: &ServerError) -> bool {
+        match self {
+            Self::Info => true,
+            Self::ClusterInfo | Self::ClusterNodes => error.code() == "NOPERM",
+            Self::ClusterShards | Self::Setting(_) | Self::Functions | Self::DefaultUser => false,
+        }
+    }
+}
+
 impl Answers {
     fn new(
         target: &Target,
@@ -113,7 +125,7 @@ impl Answers {
         let mut answers = BTreeMap::new();
         for (question, reply) in questions.into_iter().zip(replies) {
             match reply {
-                Value::ServerError(error) if question == Question::Info => {
+                Value::ServerError(error) if question.is_vital(&error) => {
                     return Err(rejected(target, &error));
                 }
                 Value::ServerError(_) => {}

@@ -60,9 +60,10 @@ async fn error_page(Path(code): Path<String>) -> Result<Response, ApiError> {
         pulldown_cmark::Parser::new_ext(text, pulldown_cmark::Options::ENABLE_TABLES),
     );
     Ok(Html(format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{code} · Reeve</title>\
-         <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem}}\
-         code,pre{{font-family:ui-monospace,monospace;background:#f2f2f2}}pre{{padding:.8rem;overflow:auto}}</style>\
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width\"><title>{code} · Reeve</title>\
+         <style>:root{{color-scheme:light dark}}body{{font:16px/1.5 system-ui,sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem}}\
+         code,pre{{font-family:ui-monospace,monospace;background:#8882}}pre{{padding:.8rem;overflow:auto}}</style>\
          {body}</html>"
     ))
     .into_response())
