@@ -36,14 +36,7 @@ impl Stage {
     }
 
     pub(super) async fn start(&mut self, port: u16, screen: &mut Screen) -> Result<(), DemoError> {
-        screen.passing("  starting PostgreSQL …");
-        let begun = Instant::now();
-        let postgres = Postgres::start(&self.folder.join("postgres")).await?;
-        let what = format!("PostgreSQL {}", postgres.version());
-        started(screen, &what, &postgres.address(), begun);
-        let database_url = postgres.url();
-        self.postgres = Some(postgres);
-
+        // First, since a node wants to be up for 2 s before it calls its cluster well.
         let begun = Instant::now();
         self.ports = match PORTS.map(Port::claim_with_bus).collect() {
             Some(ports) => ports,
@@ -53,6 +46,14 @@ impl Stage {
         self.nodes = try_join_all(nodes).await?;
         let numbers: Vec<_> = self.ports.iter().map(|port| port.number().to_string()).collect();
         started(screen, "7 Redis nodes", &format!("ports {}", numbers.join(" ")), begun);
+
+        screen.passing("  starting PostgreSQL …");
+        let begun = Instant::now();
+        let postgres = Postgres::start(&self.folder.join("postgres")).await?;
+        let what = format!("PostgreSQL {}", postgres.version());
+        started(screen, &what, &postgres.address(), begun);
+        let database_url = postgres.url();
+        self.postgres = Some(postgres);
 
         let begun = Instant::now();
         let binary = std::env::current_exe().map_err(|source| ServerError::Io {
