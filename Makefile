@@ -40,7 +40,8 @@ bench: ## compare with redis-cli on this machine
 	$(call stage,Servers: redis-server and PostgreSQL)
 	@scripts/install-deps.sh
 	$(call stage,Build and measure)
-	cargo run --release --bin reeve-bench -- $(ARGS)
+	cargo build --release --bins
+	./target/release/reeve-bench $(ARGS)
 
 soak: ## run the tests, those that take a number of repeats 20 times
 	$(call stage,Servers and test tools)

@@ -148,6 +148,7 @@ impl Engine {
             let wrong = wrong.into_iter().map(|e| e.under("/spec")).collect();
             return Err(Refusal::Invalid(wrong).into());
         }
+        self.refuse_name(&request.name).await?;
         let logins = self.logins(request.spec.credentials()).await?;
         self.refuse_taken(&request.spec).await?;
         let mut seen = self.look(&request.spec, &logins, None).await;
@@ -164,6 +165,15 @@ impl Engine {
         let intent = Intent::Create(CreateIntent { reset_nodes: request.reset_nodes });
         let preview = self.forecast(&wanted, &seen, intent, 0, amendment, &request.options)?;
         Ok(Draft { wanted, preview })
+    }
+
+    /// Told before anything about nodes, which would be those of the topology itself.
+    async fn refuse_name(&self, name: &str) -> Result<(), DeskError> {
+        match self.store.topology(name).await {
+            Ok(_) => Err(Refusal::NameTaken(name.to_owned()).into()),
+            Err(StoreError::Refused(Refusal::NotFound { .. })) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn refuse_taken(&self, spec: &Spec) -> Result<(), DeskError> {

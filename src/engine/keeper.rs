@@ -4,42 +4,27 @@
 //! believes nothing that a later look does not show. So a turn may end anywhere, and the next one,
 //! of this process or another, goes on from what it sees.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use futures::future::join_all;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::Engine;
-use super::apply::apply;
-use super::hub::StepProgress;
-use super::look::{LoginError, Logins};
+use super::look::LoginError;
+use super::run::Run;
 use super::watcher::Watch;
-use crate::clock::jitter;
-use crate::domain::event::{EventType, NewEvent};
-use crate::domain::fault::{Fault, NO_REPLY, Retry, UNREACHABLE};
 use crate::domain::id::TopologyId;
-use crate::domain::observation::Observation;
-use crate::domain::plan::{Plan, PlanError, PlanState, Progress, Requested, StepState, WaitingFor};
-use crate::domain::planner::{self, Goal, Next, Question};
-use crate::domain::step::{Blocker, Check, Step, StepKey, Wait};
+use crate::domain::plan::{Plan, PlanState};
 use crate::store::StoreError;
-use crate::store::plans::Move;
-use crate::store::steps::Round;
-use crate::store::topologies::StoredTopology;
 
-/// Between looks while a plan waits for nodes to agree.
-const POLL_FIRST: Duration = Duration::from_millis(20);
-const POLL_LAST: Duration = Duration::from_millis(250);
+/// Before reading again what somebody else just changed.
+const READ_AGAIN: Duration = Duration::from_millis(20);
 /// A node that missed a look is looked at again after this long.
 const SUSPECT_POLL: Duration = Duration::from_millis(250);
-/// Progress is told this often at most.
-const TELL_AT_MOST: Duration = Duration::from_millis(250);
 
 #[derive(Debug, thiserror::Error)]
-enum KeepError {
+pub(super) enum KeepError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -59,7 +44,7 @@ pub(super) async fn keep(
             Ok(Some(pause)) => pause,
             Ok(None) => break,
             // Somebody else moved the plan between read and write: read again.
-            Err(KeepError::Store(StoreError::Moved(_))) => POLL_FIRST,
+            Err(KeepError::Store(StoreError::Moved(_))) => READ_AGAIN,
             Err(error) => {
                 tracing::warn!(topology = %id, error = &error as &dyn std::error::Error, "a turn failed");
                 keeper.run = None;
@@ -80,29 +65,6 @@ struct Keeper {
     id: TopologyId,
     watch: Option<Watch>,
     run: Option<Run>,
-}
-
-/// What is remembered of the plan in hand between turns; nothing that a restart would miss.
-struct Run {
-    plan: crate::domain::id::PlanId,
-    stored: StoredTopology,
-    logins: Logins,
-    /// Steps that were begun and not yet seen to be done.
-    begun: BTreeMap<StepKey, Step>,
-    tries: BTreeMap<StepKey, Tries>,
-    /// When something last moved on.
-    moved_at: Instant,
-    /// How far the wait had come then.
-    wait_mark: (usize, usize),
-    poll: Duration,
-    told: Option<(Instant, StepProgress)>,
-}
-
-#[derive(Debug, Default)]
-struct Tries {
-    count: u32,
-    not_before: Option<Instant>,
-    last: Option<Fault>,
 }
 
 impl Keeper {
@@ -158,397 +120,5 @@ fn is_at_work(plan: &Plan) -> bool {
         | PlanState::Failed
         | PlanState::Cancelled
         | PlanState::Superseded => false,
-    }
-}
-
-impl Run {
-    /// Takes a plan in hand, wherever it stands.
-    async fn resume(
-        engine: &Engine,
-        stored: StoredTopology,
-        plan: &Plan,
-    ) -> Result<Self, KeepError> {
-        let logins = engine.logins(stored.wanted.spec.credentials()).await?;
-        let steps = engine.store.steps(plan.id, 0, i64::MAX).await?;
-        let begun = steps.into_iter().filter(|s| s.state == StepState::Running);
-        Ok(Self {
-            plan: plan.id,
-            stored,
-            logins,
-            begun: begun.map(|s| (s.key, s.step)).collect(),
-            tries: BTreeMap::new(),
-            moved_at: Instant::now(),
-            wait_mark: (0, 0),
-            poll: POLL_FIRST,
-            told: None,
-        })
-    }
-
-    async fn turn(
-        &mut self,
-        engine: &Engine,
-        watch: &mut Watch,
-        plan: &Plan,
-    ) -> Result<Duration, KeepError> {
-        if plan.state == PlanState::Queued && plan.requested.is_none() {
-            let started = Move::to(PlanState::Running, EventType::PlanStarted);
-            engine.store.move_plan(plan, &started, "reeve").await?;
-            return Ok(Duration::ZERO);
-        }
-        let spec = &self.stored.wanted.spec;
-        let mut seen = engine.look(spec, &self.logins, watch.seen.as_deref()).await;
-        seen.marks = engine.store.marks(plan.topology_id).await?;
-        watch.note(engine, &self.stored, Arc::new(seen.clone())).await?;
-
-        let winding_down = plan.requested.is_some() || plan.error.is_some();
-        let goal = if winding_down { Goal::WindDown } else { Goal::Converge };
-        let asked = Question {
-            want: &self.stored.wanted,
-            seen: &seen,
-            terms: &plan.terms,
-            policy: &engine.policy,
-            goal,
-        };
-        let settled = planner::settled_marks(&asked);
-        seen.marks.retain(|m| !settled.contains(m));
-        let done: Vec<StepKey> = self
-            .begun
-            .iter()
-            .filter(|(_, step)| step.action().check(&seen) == Check::Done)
-            .map(|(key, _)| key.clone())
-            .collect();
-        for key in &done {
-            self.begun.remove(key);
-            self.tries.remove(key);
-            self.moved();
-        }
-        let round = Round { done, marks_cleared: settled, ..Round::default() };
-        let asked = Question {
-            want: &self.stored.wanted,
-            seen: &seen,
-            terms: &plan.terms,
-            policy: &engine.policy,
-            goal,
-        };
-        match planner::next(&asked) {
-            Next::Act(steps) => self.act(engine, plan, &seen, steps, round).await,
-            Next::Wait(waits) => self.wait(engine, plan, waits, round).await,
-            Next::Converged => {
-                self.commit(engine, plan, round).await?;
-                self.finish(engine, plan).await?;
-                Ok(Duration::ZERO)
-            }
-            Next::Stuck(blockers) => {
-                self.commit(engine, plan, round).await?;
-                self.doom(engine, plan, None, blocked(&blockers)).await?;
-                Ok(Duration::ZERO)
-            }
-        }
-    }
-
-    async fn commit(
-        &mut self,
-        engine: &Engine,
-        plan: &Plan,
-        round: Round,
-    ) -> Result<(), KeepError> {
-        if !round.is_empty() {
-            engine.store.record_round(plan, &round).await?;
-        }
-        Ok(())
-    }
-
-    fn moved(&mut self) {
-        self.moved_at = Instant::now();
-        self.poll = POLL_FIRST;
-    }
-
-    /// Begins the steps whose time has come, all side by side.
-    async fn act(
-        &mut self,
-        engine: &Engine,
-        plan: &Plan,
-        seen: &Observation,
-        steps: Vec<Step>,
-        mut round: Round,
-    ) -> Result<Duration, KeepError> {
-        let hazards: Vec<_> = steps.iter().flat_map(|s| s.action().hazards()).collect();
-        if !plan.accepted.lacking(&hazards, engine.policy.free_pause_ms).is_empty() {
-            self.commit(engine, plan, round).await?;
-            engine.store.set_waiting(plan.id, Some(WaitingFor::Consent)).await?;
-            engine.store.request(plan, Requested::Pause).await?;
-            return Ok(Duration::ZERO);
-        }
-        // A step that is ready again although its commands were taken had no effect.
-        for step in &steps {
-            let key = step.action().key();
-            let tries = self.tries.entry(key).or_default();
-            if tries.count > 0 && tries.not_before.is_none() {
-                tries.last.get_or_insert_with(|| no_effect(step));
-                let pause = engine.policy.backoff_ms(tries.count, jitter());
-                tries.not_before = Some(Instant::now() + Duration::from_millis(pause));
-            }
-        }
-        let now = Instant::now();
-        let exhausted = steps.iter().find_map(|s| {
-            let tries = self.tries.get(&s.action().key())?;
-            let last = tries.last.clone()?;
-            (tries.count > engine.policy.max_retries).then(|| (s.clone(), last))
-        });
-        if let Some((step, fault)) = exhausted {
-            self.commit(engine, plan, round).await?;
-            self.doom(engine, plan, Some(&step), failed(&fault)).await?;
-            return Ok(Duration::ZERO);
-        }
-        let time_of = |s: &Step| self.tries.get(&s.action().key()).and_then(|t| t.not_before);
-        let (due, later): (Vec<Step>, Vec<Step>) =
-            steps.into_iter().partition(|s| time_of(s).is_none_or(|at| at <= now));
-        if due.is_empty() {
-            let until = later.iter().filter_map(time_of).min().unwrap_or(now);
-            self.commit(engine, plan, round).await?;
-            self.waits_for(engine, plan, Some(WaitingFor::Retry)).await?;
-            return Ok(until.saturating_duration_since(now).min(engine.watch_interval));
-        }
-
-        round.marks_set = due.iter().flat_map(|s| s.action().marks(seen)).collect();
-        round.begun = due;
-        engine.store.record_round(plan, &round).await?;
-        self.waits_for(engine, plan, None).await?;
-        let sent = round.begun.iter().map(|step| apply(&*engine.fleet, step, seen, &self.logins));
-        let outcomes = join_all(sent).await;
-        self.moved();
-        for (step, outcome) in round.begun.iter().zip(outcomes) {
-            let key = step.action().key();
-            self.begun.insert(key.clone(), step.clone());
-            let tries = self.tries.entry(key).or_default();
-            tries.count += 1;
-            tries.not_before = None;
-            tries.last = None;
-            metrics::counter!("reeve_steps_total", "kind" => step.kind(),
-                "outcome" => if outcome.is_ok() { "sent" } else { "failed" })
-            .increment(1);
-            match outcome {
-                Ok(warning) => {
-                    if let Some(warning) = warning {
-                        engine.store.warn(plan.id, &warning).await?;
-                    }
-                    let marks_cleared = step.action().clears();
-                    self.commit(engine, plan, Round { marks_cleared, ..Round::default() }).await?;
-                }
-                Err(fault) if fault.retry() == Retry::Never => {
-                    self.doom(engine, plan, Some(step), failed(&fault)).await?;
-                    return Ok(Duration::ZERO);
-                }
-                Err(fault) => {
-                    let pause = engine.policy.backoff_ms(tries.count, jitter());
-                    tries.not_before = Some(Instant::now() + Duration::from_millis(pause));
-                    tries.last = Some(fault.clone());
-                    engine.store.record_failure(plan, step, &failed(&fault), pause).await?;
-                }
-            }
-        }
-        Ok(Duration::ZERO)
-    }
-
-    /// Nothing is ready: waits for nodes to answer or agree, up to a deadline since the last
-    /// progress.
-    async fn wait(
-        &mut self,
-        engine: &Engine,
-        plan: &Plan,
-        waits: Vec<(Step, Wait)>,
-        mut round: Round,
-    ) -> Result<Duration, KeepError> {
-        // Steps that send nothing begin by being waited for.
-        let silent = waits.iter().map(|(s, _)| s).filter(|s| matches!(s, Step::AwaitAgreement(_)));
-        let fresh = silent.filter(|s| !self.begun.contains_key(&s.action().key()));
-        round.begun = fresh.cloned().collect();
-        for step in &round.begun {
-            self.begun.insert(step.action().key(), step.clone());
-        }
-        self.commit(engine, plan, round).await?;
-
-        let mark = (waits.len(), waits.iter().map(|(_, w)| w.done).sum());
-        if mark != self.wait_mark {
-            self.wait_mark = mark;
-            self.moved();
-        }
-        let Some((step, wait)) =
-            waits.iter().find(|(_, w)| w.reason == WaitingFor::Node).or(waits.last())
-        else {
-            return Ok(self.poll);
-        };
-        if self.moved_at.elapsed() >= Duration::from_millis(engine.policy.wait_deadline_ms) {
-            self.doom(engine, plan, Some(step), timed_out(wait)).await?;
-            return Ok(Duration::ZERO);
-        }
-        self.tell(engine, plan, step, wait).await?;
-        // A wait that is short is not worth a word in the plan.
-        if self.moved_at.elapsed() > Duration::from_secs(1) {
-            self.waits_for(engine, plan, Some(wait.reason)).await?;
-        }
-        let pause = self.poll;
-        self.poll = (self.poll * 5 / 4).min(POLL_LAST);
-        Ok(pause)
-    }
-
-    async fn waits_for(
-        &mut self,
-        engine: &Engine,
-        plan: &Plan,
-        waiting_for: Option<WaitingFor>,
-    ) -> Result<(), KeepError> {
-        if plan.waiting_for != waiting_for {
-            engine.store.set_waiting(plan.id, waiting_for).await?;
-        }
-        Ok(())
-    }
-
-    async fn tell(
-        &mut self,
-        engine: &Engine,
-        plan: &Plan,
-        step: &Step,
-        wait: &Wait,
-    ) -> Result<(), KeepError> {
-        let progress = Progress {
-            done: wait.done as u64,
-            total: wait.total as u64,
-            unit: "nodes".to_owned(),
-            rate_per_second: None,
-            eta_seconds: None,
-        };
-        let told = StepProgress {
-            plan: Some(plan.id),
-            step: step.action().key(),
-            steps_done: plan.steps_done,
-            steps_total: plan.steps_total,
-            progress,
-            note: Some(wait.why.clone()),
-        };
-        let fresh = self.told.as_ref().is_none_or(|(at, last)| {
-            at.elapsed() >= TELL_AT_MOST && (*last != told || at.elapsed() >= TELL_AT_MOST * 8)
-        });
-        if fresh {
-            engine.store.record_progress(plan.id, &told.step, &told.progress).await?;
-            engine.hub.tell_progress(told.clone());
-            self.told = Some((Instant::now(), told));
-        }
-        Ok(())
-    }
-
-    /// Decides that the plan fails. What it left on nodes is taken away first; then it ends.
-    async fn doom(
-        &mut self,
-        engine: &Engine,
-        plan: &Plan,
-        step: Option<&Step>,
-        error: PlanError,
-    ) -> Result<(), KeepError> {
-        // While winding down there is nothing to fail for: what cannot be taken away now stays
-        // marked, and the plan ends as it was going to.
-        if plan.error.is_some() || plan.requested.is_some() {
-            return self.finish(engine, plan).await;
-        }
-        let event = step.map(|step| {
-            NewEvent::new(
-                EventType::PlanStepFailed,
-                serde_json::json!({ "step": step.action().key(), "kind": step.kind(),
-                    "error": error, "final": true }),
-            )
-            .of_plan(plan.id)
-            .by("reeve")
-        });
-        let events: Vec<_> = event.into_iter().collect();
-        engine.store.doom_plan(plan, &error, &events).await?;
-        self.begun.clear();
-        Ok(())
-    }
-
-    /// Nothing is left to do: the plan ends, or pauses, as was asked.
-    async fn finish(&mut self, engine: &Engine, plan: &Plan) -> Result<(), KeepError> {
-        let mut to = match (&plan.error, plan.requested) {
-            (Some(error), _) => {
-                let mut to = Move::to(PlanState::Failed, EventType::PlanFailed);
-                to.data = serde_json::json!({ "error": error });
-                to
-            }
-            (None, Some(Requested::Cancel)) => {
-                Move::to(PlanState::Cancelled, EventType::PlanCancelled)
-            }
-            (None, Some(Requested::Supersede)) => {
-                Move::to(PlanState::Superseded, EventType::PlanSuperseded)
-            }
-            (None, Some(Requested::Pause)) => {
-                let waiting_for = match plan.waiting_for {
-                    Some(WaitingFor::Consent) => WaitingFor::Consent,
-                    Some(_) | None => WaitingFor::Operator,
-                };
-                let mut to = Move::to(PlanState::Paused, EventType::PlanPaused);
-                to.waiting_for = Some(waiting_for);
-                to.data = serde_json::json!({ "waiting_for": waiting_for });
-                to
-            }
-            (None, None) => Move::to(PlanState::Succeeded, EventType::PlanSucceeded),
-        };
-        if to.state.is_final() {
-            to.data["marks_left"] = engine.store.marks(plan.topology_id).await?.len().into();
-        }
-        engine.store.move_plan(plan, &to, "reeve").await?;
-        metrics::counter!("reeve_plans_total", "kind" => plan.intent.kind(), "state" => to.state.as_str())
-            .increment(1);
-        Ok(())
-    }
-}
-
-fn failed(fault: &Fault) -> PlanError {
-    let code = match fault.code.as_str() {
-        UNREACHABLE | NO_REPLY | "no_effect" => fault.code.clone(),
-        _ => fault.reference().unwrap_or("rejected").to_owned(),
-    };
-    let message = match code.as_str() {
-        UNREACHABLE | NO_REPLY | "no_effect" => fault.message.clone(),
-        _ => format!("{} {}", fault.code, fault.message),
-    };
-    PlanError { code, message, node: fault.node.clone(), recovery: fault.recovery().to_owned() }
-}
-
-fn no_effect(step: &Step) -> Fault {
-    let node = step.action().nodes().into_iter().next();
-    Fault {
-        code: "no_effect".to_owned(),
-        message: format!(
-            "the node took the commands of “{}”, but does not show their effect",
-            step.action().title()
-        ),
-        node,
-    }
-}
-
-fn blocked(blockers: &[Blocker]) -> PlanError {
-    let whys: Vec<_> = blockers.iter().map(|b| b.why.as_str()).collect();
-    let first = blockers.first();
-    PlanError {
-        code: first.map_or("blocked", |b| b.code).to_owned(),
-        message: whys.join("; "),
-        node: first.and_then(|b| b.node.clone()),
-        recovery: first.map_or("", |b| b.recovery).to_owned(),
-    }
-}
-
-fn timed_out(wait: &Wait) -> PlanError {
-    let (code, recovery) = if wait.reason == WaitingFor::Node {
-        (UNREACHABLE, "Bring the node back, then retry the plan.")
-    } else {
-        (
-            "convergence_timeout",
-            "See that every node reaches every other on its cluster bus port (the client port + 10000), then retry the plan.",
-        )
-    };
-    PlanError {
-        code: code.to_owned(),
-        message: wait.why.clone(),
-        node: wait.nodes.first().cloned(),
-        recovery: recovery.to_owned(),
     }
 }

@@ -1,7 +1,8 @@
 //! What works in the background, and the desk where requests are handed in.
 //!
 //! - [`desk`] turns a request into a stored plan, or into a refusal.
-//! - [`keeper`] is one task per topology: it looks, has the planner decide, and carries out.
+//! - [`keeper`] is one task per topology: it looks, and hands what it saw to the plan in hand
+//!   ([`run`]), which has the planner decide and [`apply`] carry out.
 //! - [`watcher`] tells what a look changed: health, primaries, the past.
 //! - [`hub`] wakes whoever follows the journal and passes progress on.
 //!
@@ -13,6 +14,8 @@ pub mod desk;
 pub mod hub;
 mod keeper;
 pub mod look;
+mod run;
+mod verdict;
 mod watcher;
 
 use std::collections::HashMap;

@@ -30,8 +30,10 @@ pub fn finish(document: OpenApi) -> Value {
         merge_flattened(schemas);
         for schema in schemas.values_mut() {
             drop_null_defaults(schema);
+            tell_defaults(schema);
         }
     }
+    drop_null_parameters(&mut document);
     add_login(&mut document);
     add_problems(&mut document);
     document
@@ -139,6 +141,37 @@ fn drop_null_defaults(schema: &mut Value) {
     }
 }
 
+/// Puts defaults into words: openapi-typescript takes a property with a `default` for one that is
+/// always there, and so demands it in requests.
+fn tell_defaults(schema: &mut Value) {
+    let properties = schema.get_mut("properties").and_then(Value::as_object_mut);
+    for property in properties.into_iter().flat_map(Map::values_mut) {
+        let default = property.as_object_mut().and_then(|p| p.remove("default"));
+        let Some(default) = default.filter(|d| *d != json!([])) else { continue };
+        let text = property["description"].as_str().unwrap_or_default();
+        let default = default.as_str().map_or_else(|| default.to_string(), str::to_owned);
+        property["description"] = format!("{text} Default: `{default}`.").trim_start().into();
+    }
+}
+
+/// A parameter is given or left out; it is never null.
+fn drop_null_parameters(document: &mut Value) {
+    let paths = document.get_mut("paths").and_then(Value::as_object_mut);
+    let items = paths.into_iter().flat_map(Map::values_mut);
+    let operations = items.filter_map(Value::as_object_mut).flat_map(Map::values_mut);
+    for operation in operations {
+        let parameters = operation.get_mut("parameters").and_then(Value::as_array_mut);
+        for parameter in parameters.into_iter().flatten() {
+            if let Some(kind) = parameter.pointer_mut("/schema/type")
+                && let Some([one, null]) = kind.as_array().map(Vec::as_slice)
+                && null == "null"
+            {
+                *kind = one.clone();
+            }
+        }
+    }
+}
+
 fn add_login(document: &mut Value) {
     document["components"]["securitySchemes"]["token"] = json!({
         "type": "http", "scheme": "bearer",
@@ -216,6 +249,23 @@ mod tests {
                 assert!(nullable || map.contains_key("discriminator"), "{map:?}");
             }
         });
+    }
+
+    #[test]
+    fn parameters_are_never_null_and_properties_may_be_left_out() {
+        let document = document();
+        for item in document["paths"].as_object().unwrap().values() {
+            for operation in item.as_object().unwrap().values() {
+                let parameters = operation["parameters"].as_array().into_iter().flatten();
+                parameters.for_each(|p| assert!(!p["schema"]["type"].is_array(), "{p}"));
+            }
+        }
+        for schema in document["components"]["schemas"].as_object().unwrap().values() {
+            let properties = schema["properties"].as_object().into_iter().flat_map(Map::values);
+            properties.for_each(|p| assert!(p.get("default").is_none(), "{p}"));
+        }
+        let start = &document["components"]["schemas"]["PlanOptions"]["properties"]["start"];
+        assert!(start["description"].as_str().unwrap().ends_with("Default: `true`."), "{start}");
     }
 
     #[test]

@@ -362,6 +362,13 @@ impl Store {
             )
             .execute(&mut *tx)
             .await?;
+            // The past is for finding out what happened, not for the archive.
+            sqlx::query!(
+                "DELETE FROM observations WHERE topology_id = $1 AND at < now() - interval '7 days'",
+                id.0
+            )
+            .execute(&mut *tx)
+            .await?;
         }
         journal::append(&mut tx, Some(id), events).await?;
         Ok(tx.commit().await?)

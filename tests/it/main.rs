@@ -7,7 +7,11 @@ mod architecture;
 mod support;
 
 mod create;
+mod demo;
+mod docker;
 mod endurance;
+mod fleet;
+mod openapi;
 mod refusals;
 mod stream;
 mod watch;

@@ -32,6 +32,7 @@ pub struct NodeView {
     address: Address,
     zone: String,
     host: Option<String>,
+    #[schema(value_type = BTreeMap<String, String>)]
     labels: Labels,
     credential: Option<String>,
     /// Names of the topologies that it belongs to; a Sentinel may watch several.

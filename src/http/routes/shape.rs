@@ -185,7 +185,7 @@ pub async fn version(
     found.map(|v| Json(v.into())).ok_or_else(|| ApiError::not_found("version", n.to_string()))
 }
 
-/// What was seen of every node, now or at a time in the past.
+/// What was seen of every node, now or at a time in the past week.
 #[utoipa::path(get, path = "/v1/topologies/{name}/observation", operation_id = "get_observation", tag = "topologies",
     params(("name" = String, Path), At),
     responses((status = 200, description = "The observation.", body = ObservationView)))]

@@ -51,6 +51,7 @@ pub struct TopologyView {
     revision: i32,
     spec: Spec,
     layout: LayoutView,
+    #[schema(value_type = BTreeMap<String, String>)]
     labels: Labels,
     status: StatusView,
     created_at: DateTime<Utc>,
