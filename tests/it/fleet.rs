@@ -170,7 +170,8 @@ async fn settings_and_the_replication_login_are_set_and_seen() {
 async fn passwords_and_permissions_are_told_apart() {
     let node = Node::start(&[
         ("requirepass", "right"),
-        ("user", "viewer on >look +info +client ~*"),
+        ("user", "viewer on >look +info +client +cluster|info +cluster|nodes ~*"),
+        ("user", "narrow on >look +info +client ~*"),
         ("user", "blind on >look +ping"),
         ("rename-command", "CONFIG \"\""),
     ])
@@ -188,6 +189,9 @@ async fn passwords_and_permissions_are_told_apart() {
     }
     let blind = node.login(Some("blind"), "look");
     assert_eq!(code(fleet.look(&blind, &ask).await), "NOPERM");
+    // A cluster that may not be looked at is not the same as none.
+    let narrow = node.login(Some("narrow"), "look");
+    assert_eq!(code(fleet.look(&narrow, &ask).await), "NOPERM");
     let viewer = node.login(Some("viewer"), "look");
     assert_eq!(code(fleet.send(&viewer, &[Verb::FlushAll]).await), "NOPERM");
 
