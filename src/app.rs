@@ -133,6 +133,7 @@ async fn ensure_admin(store: &Store, given: Option<&str>) -> Result<(), ServeErr
         created_at: clock::now(),
         expires_at: None,
     };
-    store.add_token(&token, &digest(&secret)).await?;
+    // Whoever changes the setting means the old one to be void.
+    store.replace_settings_token(&token, &digest(&secret)).await?;
     Ok(())
 }

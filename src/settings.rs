@@ -98,6 +98,8 @@ pub enum SettingsError {
     BadKey,
     #[error("REEVE_WATCH_INTERVAL_MS is {0}; give 50 to 60000")]
     BadInterval(u64),
+    #[error("REEVE_BACKOFF_BASE_MS is {0}; give at most 60000")]
+    BadBackoff(u64),
     #[error("the settings file {path} cannot be read")]
     File { path: PathBuf, source: std::io::Error },
     #[error("the settings file {path} does not make sense")]
@@ -119,6 +121,10 @@ impl Settings {
         if !(50..=60_000).contains(&interval) {
             return Err(SettingsError::BadInterval(interval));
         }
+        let backoff_base_ms = flags.backoff_base_ms.or(file.backoff_base_ms);
+        if let Some(base) = backoff_base_ms.filter(|ms| *ms > 60_000) {
+            return Err(SettingsError::BadBackoff(base));
+        }
         Ok(Self {
             database_url: flags
                 .database_url
@@ -132,7 +138,7 @@ impl Settings {
             node_allow_cidrs: flags.node_allow_cidrs.or(file.node_allow_cidrs),
             watch_interval: Duration::from_millis(interval),
             max_retries: flags.max_retries.or(file.max_retries),
-            backoff_base_ms: flags.backoff_base_ms.or(file.backoff_base_ms),
+            backoff_base_ms,
             wait_deadline_ms: flags.wait_deadline_ms.or(file.wait_deadline_ms),
         })
     }

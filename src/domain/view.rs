@@ -57,6 +57,14 @@ pub fn primary_of(shard: &Shard, slots: &SlotSet, seen: &Observation) -> Primary
     }
 }
 
+/// The primary that a plan may act on: settled, and shown as such by a majority of the nodes that
+/// were seen. A node that alone believes in its role is none to make replicas of.
+#[must_use]
+pub fn agreed_primary(shard: &Shard, slots: &SlotSet, seen: &Observation) -> Option<Address> {
+    let primary = primary_of(shard, slots, seen).settled()?.clone();
+    majority_shows(&primary, slots, seen).then_some(primary)
+}
+
 fn majority_shows(owner: &Address, slots: &SlotSet, seen: &Observation) -> bool {
     let Some(id) = seen.view(owner).map(|v| &v.my_id) else { return false };
     let views: Vec<&ClusterView> = seen.nodes.keys().filter_map(|a| seen.view(a)).collect();

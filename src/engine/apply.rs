@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::domain::fault::Fault;
+use crate::domain::fault::{Fault, Retry};
 use crate::domain::node::Address;
 use crate::domain::observation::Observation;
 use crate::domain::placement::Warning;
@@ -38,15 +38,13 @@ pub async fn apply(
 fn forgive(step: &Step, fault: Fault) -> Result<Option<Warning>, Fault> {
     match step {
         // The settings hold until the node restarts, and nothing can be done from here.
-        Step::RewriteConfig(s) if fault.message.contains("without a config file") => {
-            Ok(Some(Warning {
-                code: "not_persisted".to_owned(),
-                message: format!(
-                    "{} runs without a config file: its settings are lost when it restarts; put them into the command line that starts it",
-                    s.node
-                ),
-            }))
-        }
+        Step::RewriteConfig(s) if fault.retry() == Retry::Never => Ok(Some(Warning {
+            code: "not_persisted".to_owned(),
+            message: format!(
+                "{} cannot write its config file ({}): its settings are lost when it restarts; put them where it is started",
+                s.node, fault.message
+            ),
+        })),
         // Gossip may have withdrawn what the last look showed; the next look tells.
         Step::Replicate(_) if fault.message.contains("Unknown node") => Ok(None),
         Step::RestoreSettings(_)

@@ -101,6 +101,20 @@ struct Draft {
     preview: Preview,
 }
 
+/// Tries again when somebody moved the plan between reading and writing. (A macro, since futures of
+/// async closures are not known to be `Send`.)
+macro_rules! again {
+    ($attempt:expr) => {{
+        for _ in 0..5 {
+            match $attempt.await {
+                Err(DeskError::Store(StoreError::Moved(_))) => {}
+                done => return done,
+            }
+        }
+        $attempt.await
+    }};
+}
+
 impl Engine {
     /// What creating a topology would do; nothing is stored, no node is changed.
     pub async fn preview_create(&self, request: &CreateRequest) -> Result<Preview, DeskError> {
@@ -117,12 +131,14 @@ impl Engine {
         let id = PlanId(clock::new_id());
         let accepted = request.options.accepted();
         let plan = new_plan(id, &wanted, &preview, &accepted, &request.options, actor);
+        // Kept with the node, so that it can be looked at when the topology is gone.
+        let login = wanted.spec.credentials().admin.clone();
         let new = |n: &crate::domain::spec::NodeSpec, kind| NewNode {
             address: n.address.clone(),
             zone: n.zone.clone(),
             host: n.host.clone(),
             labels: Labels::new(),
-            credential: None,
+            credential: login.clone(),
             kind,
             maintenance: false,
         };
@@ -333,6 +349,10 @@ impl Engine {
 
     /// Has a plan pause at its next safe point.
     pub async fn pause_plan(&self, id: PlanId) -> Result<Plan, DeskError> {
+        again!(self.pause_once(id))
+    }
+
+    async fn pause_once(&self, id: PlanId) -> Result<Plan, DeskError> {
         let plan = self.store.plan(id).await?;
         match plan.state {
             PlanState::Running if plan.requested.is_none() && plan.error.is_none() => {
@@ -359,11 +379,24 @@ impl Engine {
         accept: &BTreeSet<String>,
         actor: &str,
     ) -> Result<Plan, DeskError> {
+        again!(self.resume_once(id, accept, actor))
+    }
+
+    async fn resume_once(
+        &self,
+        id: PlanId,
+        accept: &BTreeSet<String>,
+        actor: &str,
+    ) -> Result<Plan, DeskError> {
         let plan = self.store.plan(id).await?;
         if plan.state != PlanState::Paused || plan.requested.is_some() {
             return Err(illegal(&plan, "resume"));
         }
         let accepted = with(&plan.accepted, accept);
+        let lacking = accepted.lacking(&plan.hazards, self.policy.free_pause_ms);
+        if !lacking.is_empty() {
+            return Err(Refusal::ConsentRequired(lacking).into());
+        }
         let mut to = Move::to(PlanState::Running, EventType::PlanResumed);
         to.accepted = Some(accepted);
         self.store.move_plan(&plan, &to, actor).await?;
@@ -373,6 +406,10 @@ impl Engine {
 
     /// Ends a plan: at once where it did nothing yet, else at its next safe point.
     pub async fn cancel_plan(&self, id: PlanId, actor: &str) -> Result<Plan, DeskError> {
+        again!(self.cancel_once(id, actor))
+    }
+
+    async fn cancel_once(&self, id: PlanId, actor: &str) -> Result<Plan, DeskError> {
         let plan = self.store.plan(id).await?;
         match plan.state {
             PlanState::Proposed | PlanState::Queued => {
@@ -392,14 +429,23 @@ impl Engine {
     }
 
     /// Makes a new plan that goes on where one ended without success.
-    pub async fn retry_plan(&self, id: PlanId, actor: &str) -> Result<Plan, DeskError> {
+    pub async fn retry_plan(
+        &self,
+        id: PlanId,
+        accept: &BTreeSet<String>,
+        actor: &str,
+    ) -> Result<Plan, DeskError> {
         let old = self.store.plan(id).await?;
         if !matches!(old.state, PlanState::Failed | PlanState::Cancelled) {
             return Err(illegal(&old, "retry"));
         }
         let stored = self.store.topology(&old.topology).await?;
         refuse_active(&stored)?;
-        if stored.wanted.id != old.topology_id || stored.wanted.version != old.to_version {
+        // What was once made is in use: its creation is over, however that plan ended.
+        let over = stored.created && matches!(old.intent, Intent::Create(_));
+        let gone_on =
+            stored.wanted.id != old.topology_id || stored.wanted.version != old.to_version;
+        if over || gone_on {
             return Err(Refusal::Unsettled(vec![FieldError::new(
                 "",
                 "the topology has gone on since that plan; ask for what is wanted now",
@@ -415,7 +461,8 @@ impl Engine {
         let options = PlanOptions {
             start: true,
             accept_hazard: old.accepted.ceiling,
-            accept: old.accepted.ids.clone(),
+            // Consent to a loss is for the moment at which it is given.
+            accept: accept.clone(),
             expect_fingerprint: None,
             reason: old.reason.clone(),
         };
@@ -427,6 +474,9 @@ impl Engine {
             amendment,
             &options,
         )?;
+        if !preview.lacking.is_empty() {
+            return Err(Refusal::ConsentRequired(preview.lacking).into());
+        }
         let new_id = PlanId(clock::new_id());
         let accepted = options.accepted();
         let mut plan = new_plan(new_id, &stored.wanted, &preview, &accepted, &options, actor);

@@ -19,6 +19,9 @@ use crate::store::journal::CHANNEL;
 /// Progress of one step: the latest word wins, and none is needed for correctness.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct StepProgress {
+    /// Always `progress`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
     #[serde(skip)]
     pub plan: Option<PlanId>,
     pub step: String,

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Engine;
 use super::look::LoginError;
-use super::run::Run;
+use super::run::{self, Run};
 use super::watcher::Watch;
 use crate::domain::id::TopologyId;
 use crate::domain::plan::{Plan, PlanState};
@@ -38,6 +38,8 @@ pub(super) async fn keep(
     bell: Arc<Notify>,
     stop: CancellationToken,
 ) {
+    // Also if a turn panics: then the supervisor starts another keeper.
+    let _leaving = Leaving { engine: engine.clone(), id };
     let mut keeper = Keeper { engine: engine.clone(), id, watch: None, run: None };
     while !stop.is_cancelled() {
         let pause = match keeper.turn().await {
@@ -57,7 +59,17 @@ pub(super) async fn keep(
             () = tokio::time::sleep(pause) => {}
         }
     }
-    engine.forget(id);
+}
+
+struct Leaving {
+    engine: Arc<Engine>,
+    id: TopologyId,
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.engine.forget(self.id);
+    }
 }
 
 struct Keeper {
@@ -85,16 +97,23 @@ impl Keeper {
             self.watch = Some(Watch::resume(&engine, &stored).await?);
         }
         if let Some(plan) = engine.store.active_plan(self.id).await?.filter(is_at_work) {
-            self.run = Some(Run::resume(&engine, stored, &plan).await?);
+            match Run::resume(&engine, stored, &plan).await {
+                Ok(run) => self.run = Some(run),
+                Err(KeepError::Login(error)) if error.is_lasting() => {
+                    run::end_locked_out(&engine, &plan, &error).await?;
+                }
+                Err(error) => return Err(error),
+            }
             return Ok(Some(Duration::ZERO));
         }
         let watch = self.watch.get_or_insert_default();
         let logins = match engine.logins(stored.wanted.spec.credentials()).await {
             Ok(logins) => logins,
-            Err(LoginError::Store(error)) => return Err(error.into()),
-            // Nobody can log in: then nothing is known, and that must show.
-            Err(error @ (LoginError::Missing { .. } | LoginError::NoKey)) => {
-                engine.remember(self.id, Arc::default());
+            Err(error) => {
+                // Nobody can log in: then nothing is known, and that must show.
+                if error.is_lasting() {
+                    engine.remember(self.id, Arc::default());
+                }
                 return Err(error.into());
             }
         };

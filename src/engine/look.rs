@@ -34,6 +34,17 @@ pub enum LoginError {
     Store(#[from] StoreError),
 }
 
+impl LoginError {
+    /// Whether it stays until somebody does something about it.
+    #[must_use]
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Missing { .. } | Self::NoKey | Self::Store(StoreError::Sealed) => true,
+            Self::Store(_) => false,
+        }
+    }
+}
+
 impl Engine {
     pub async fn logins(&self, names: &CredentialNames) -> Result<Logins, LoginError> {
         Ok(Logins {

@@ -1,6 +1,6 @@
 //! The plan in hand: what one look leads to, turn by turn, until the plan ends or pauses.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,17 +10,21 @@ use super::Engine;
 use super::apply::apply;
 use super::hub::StepProgress;
 use super::keeper::KeepError;
-use super::look::Logins;
+use super::look::{LoginError, Logins};
 use super::verdict;
 use super::watcher::Watch;
 use crate::clock::jitter;
 use crate::domain::event::{EventType, NewEvent};
 use crate::domain::fault::{Fault, Retry};
+use crate::domain::health::Health;
 use crate::domain::id::PlanId;
 use crate::domain::observation::Observation;
-use crate::domain::plan::{Plan, PlanError, PlanState, Progress, Requested, StepState, WaitingFor};
-use crate::domain::planner::{self, Goal, Next, Question};
+use crate::domain::plan::{
+    Plan, PlanError, PlanState, Progress, Requested, StepRecord, StepState, WaitingFor,
+};
+use crate::domain::planner::{self, Goal, Next, Question, Terms};
 use crate::domain::step::{Check, Step, StepKey, Wait};
+use crate::store::StoreError;
 use crate::store::plans::Move;
 use crate::store::steps::Round;
 use crate::store::topologies::StoredTopology;
@@ -30,6 +34,8 @@ const POLL_FIRST: Duration = Duration::from_millis(20);
 const POLL_LAST: Duration = Duration::from_millis(250);
 /// Progress is told this often at most.
 const TELL_AT_MOST: Duration = Duration::from_millis(250);
+/// A sight that is older is no ground for commands.
+const STALE: Duration = Duration::from_secs(3);
 
 /// What is remembered of the plan in hand between turns; nothing that a restart would miss.
 pub(super) struct Run {
@@ -39,10 +45,15 @@ pub(super) struct Run {
     /// Steps that were begun and not yet seen to be done.
     begun: BTreeMap<StepKey, Step>,
     tries: BTreeMap<StepKey, Tries>,
+    /// Steps of the winding down that their nodes refuse; their marks stay for a repair.
+    given_up: BTreeSet<StepKey>,
+    /// Whether all nodes agreed once: a cluster forms only once, and what comes later is no reason
+    /// to hurry it again.
+    formed: bool,
     /// When something last moved on.
     moved_at: Instant,
     /// How far the wait had come then.
-    wait_mark: (usize, usize),
+    wait_mark: usize,
     poll: Duration,
     told: Option<(Instant, StepProgress)>,
 }
@@ -63,6 +74,10 @@ impl Run {
     ) -> Result<Self, KeepError> {
         let logins = engine.logins(stored.wanted.spec.credentials()).await?;
         let steps = engine.store.steps(plan.id, 0, i64::MAX).await?;
+        let agreed = |s: &StepRecord| {
+            matches!(s.step, Step::AwaitAgreement(_)) && s.state == StepState::Done
+        };
+        let formed = steps.iter().any(agreed);
         let begun = steps.into_iter().filter(|s| s.state == StepState::Running);
         Ok(Self {
             plan: plan.id,
@@ -70,8 +85,10 @@ impl Run {
             logins,
             begun: begun.map(|s| (s.key, s.step)).collect(),
             tries: BTreeMap::new(),
+            given_up: BTreeSet::new(),
+            formed,
             moved_at: Instant::now(),
-            wait_mark: (0, 0),
+            wait_mark: 0,
             poll: POLL_FIRST,
             told: None,
         })
@@ -93,12 +110,14 @@ impl Run {
         seen.marks = engine.store.marks(plan.topology_id).await?;
         watch.note(engine, &self.stored, Arc::new(seen.clone())).await?;
 
-        let winding_down = plan.requested.is_some() || plan.error.is_some();
+        let looked_at = Instant::now();
+        let winding_down = is_winding_down(plan);
         let goal = if winding_down { Goal::WindDown } else { Goal::Converge };
+        let terms = Terms { forming: plan.terms.forming && !self.formed, ..plan.terms.clone() };
         let asked = Question {
             want: &self.stored.wanted,
             seen: &seen,
-            terms: &plan.terms,
+            terms: &terms,
             policy: &engine.policy,
             goal,
         };
@@ -111,7 +130,8 @@ impl Run {
             .map(|(key, _)| key.clone())
             .collect();
         for key in &done {
-            self.begun.remove(key);
+            let step = self.begun.remove(key);
+            self.formed |= matches!(step, Some(Step::AwaitAgreement(_)));
             self.tries.remove(key);
             self.moved();
         }
@@ -119,13 +139,31 @@ impl Run {
         let asked = Question {
             want: &self.stored.wanted,
             seen: &seen,
-            terms: &plan.terms,
+            terms: &terms,
             policy: &engine.policy,
             goal,
         };
-        match planner::next(&asked) {
-            Next::Act(steps) => self.act(engine, plan, &seen, steps, round).await,
+        let mut next = planner::next(&asked);
+        if let Next::Act(steps) = &mut next {
+            steps.retain(|s| !self.given_up.contains(&s.action().key()));
+            if steps.is_empty() {
+                next = Next::Converged;
+            }
+        }
+        match next {
+            Next::Act(steps) => {
+                // After a stall the sight is stale, and commands must not follow from it.
+                if looked_at.elapsed() > STALE {
+                    self.commit(engine, plan, round).await?;
+                    return Ok(Duration::ZERO);
+                }
+                self.act(engine, plan, &seen, steps, round).await
+            }
             Next::Wait(waits) => self.wait(engine, plan, waits, round).await,
+            Next::Converged if winding_down && is_patient(watch, &seen) => {
+                self.commit(engine, plan, round).await?;
+                Ok(POLL_LAST)
+            }
             Next::Converged => {
                 self.commit(engine, plan, round).await?;
                 self.finish(engine, plan).await?;
@@ -190,6 +228,10 @@ impl Run {
         });
         if let Some((step, fault)) = exhausted {
             self.commit(engine, plan, round).await?;
+            if is_winding_down(plan) {
+                self.given_up.insert(step.action().key());
+                return Ok(Duration::ZERO);
+            }
             self.doom(engine, plan, Some(&step), verdict::failed(&fault)).await?;
             return Ok(Duration::ZERO);
         }
@@ -205,8 +247,14 @@ impl Run {
 
         round.marks_set = due.iter().flat_map(|s| s.action().marks(seen)).collect();
         round.begun = due;
+        let recording = Instant::now();
         engine.store.record_round(plan, &round).await?;
-        self.waits_for(engine, plan, None).await?;
+        if !is_winding_down(plan) {
+            self.waits_for(engine, plan, None).await?;
+        }
+        if recording.elapsed() > STALE {
+            return Ok(Duration::ZERO);
+        }
         let sent = round.begun.iter().map(|step| apply(&*engine.fleet, step, seen, &self.logins));
         let outcomes = join_all(sent).await;
         self.moved();
@@ -227,6 +275,10 @@ impl Run {
                     }
                     let marks_cleared = step.action().clears();
                     self.commit(engine, plan, Round { marks_cleared, ..Round::default() }).await?;
+                }
+                Err(fault) if fault.retry() == Retry::Never && is_winding_down(plan) => {
+                    tracing::warn!(plan = %plan.id, step = step.action().key(), code = fault.code, "a node refuses to be put back");
+                    self.given_up.insert(step.action().key());
                 }
                 Err(fault) if fault.retry() == Retry::Never => {
                     self.doom(engine, plan, Some(step), verdict::failed(&fault)).await?;
@@ -264,8 +316,9 @@ impl Run {
         }
         self.commit(engine, plan, round).await?;
 
-        let mark = (waits.len(), waits.iter().map(|(_, w)| w.done).sum());
-        if mark != self.wait_mark {
+        let mark = waits.iter().map(|(_, w)| w.done).sum();
+        // Only what was not reached before counts: nodes that waver must not wait for ever.
+        if mark > self.wait_mark {
             self.wait_mark = mark;
             self.moved();
         }
@@ -315,6 +368,7 @@ impl Run {
             eta_seconds: None,
         };
         let told = StepProgress {
+            kind: "progress",
             plan: Some(plan.id),
             step: step.action().key(),
             steps_done: plan.steps_done,
@@ -343,7 +397,7 @@ impl Run {
     ) -> Result<(), KeepError> {
         // While winding down there is nothing to fail for: what cannot be taken away now stays
         // marked, and the plan ends as it was going to.
-        if plan.error.is_some() || plan.requested.is_some() {
+        if is_winding_down(plan) {
             return self.finish(engine, plan).await;
         }
         let event = step.map(|step| {
@@ -358,6 +412,8 @@ impl Run {
         let events: Vec<_> = event.into_iter().collect();
         engine.store.doom_plan(plan, &error, &events).await?;
         self.begun.clear();
+        self.tries.clear();
+        self.moved();
         Ok(())
     }
 
@@ -395,4 +451,40 @@ impl Run {
             .increment(1);
         Ok(())
     }
+}
+
+/// Whether the plan goes on only to take away what it left on nodes.
+fn is_winding_down(plan: &Plan) -> bool {
+    plan.requested.is_some() || plan.error.is_some()
+}
+
+/// Whether a node that carries marks only missed a look: it is waited for until it is surely down.
+fn is_patient(watch: &Watch, seen: &Observation) -> bool {
+    let missing = |node| seen.report(node).is_none();
+    let down = |node| watch.health.health.get(node) == Some(&Health::Down);
+    seen.marks.iter().any(|m| missing(&m.node) && !down(&m.node))
+}
+
+/// Ends a plan whose nodes nobody can log in to any more: what it left on them stays marked.
+pub(super) async fn end_locked_out(
+    engine: &Engine,
+    plan: &Plan,
+    why: &LoginError,
+) -> Result<(), StoreError> {
+    let error = PlanError {
+        code: "secret_key_missing".to_owned(),
+        message: why.to_string(),
+        node: None,
+        recovery: "Start Reeve with the REEVE_SECRET_KEY that sealed the credential, or store the credential again under its name; then retry the plan.".to_owned(),
+    };
+    let (state, event) = match plan.requested {
+        Some(Requested::Cancel) => (PlanState::Cancelled, EventType::PlanCancelled),
+        Some(Requested::Pause | Requested::Supersede) | None => {
+            (PlanState::Failed, EventType::PlanFailed)
+        }
+    };
+    let mut to = Move::to(state, event);
+    to.data = serde_json::json!({ "error": error });
+    to.error = Some(error);
+    engine.store.move_plan(plan, &to, "reeve").await
 }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::Engine;
 use super::look::{Logins, silence, target};
 use crate::domain::event::{EventType, NewEvent};
-use crate::domain::health::Health;
+use crate::domain::health::{Health, MISSES_UNTIL_DOWN};
 use crate::domain::id::ShardId;
 use crate::domain::node::Address;
 use crate::domain::observation::{Observation, Sighting};
@@ -34,6 +34,8 @@ pub struct Watch {
     primaries: BTreeMap<ShardId, Address>,
     covered: Option<bool>,
     written: Option<(Instant, String)>,
+    /// Events that the journal has not taken yet.
+    pending: Vec<NewEvent>,
 }
 
 /// The health of some nodes, and how many looks in a row each has missed.
@@ -44,6 +46,15 @@ pub struct HealthBook {
 }
 
 impl HealthBook {
+    /// Takes up what was known of a node, so that it is not told again.
+    fn resume(&mut self, node: Address, health: Health) {
+        if !self.health.contains_key(&node) {
+            let down = if health == Health::Down { MISSES_UNTIL_DOWN } else { 0 };
+            self.misses.insert(node.clone(), down);
+            self.health.insert(node, health);
+        }
+    }
+
     /// Notes one look and returns the events that tell of changes.
     pub fn note(&mut self, seen: &BTreeMap<Address, Sighting>) -> Vec<NewEvent> {
         let mut events = Vec::new();
@@ -89,7 +100,7 @@ impl Watch {
         let filter =
             NodeFilter { topology: Some(stored.wanted.name.clone()), ..NodeFilter::default() };
         for node in engine.store.nodes(&filter, i64::MAX).await? {
-            watch.health.health.insert(node.address, node.health);
+            watch.health.resume(node.address, node.health);
         }
         if let Some((_, seen)) = engine.store.observation(stored.wanted.id, None).await? {
             watch.note_shape(stored, &seen);
@@ -105,11 +116,11 @@ impl Watch {
         stored: &StoredTopology,
         seen: Arc<Observation>,
     ) -> Result<(), StoreError> {
-        let mut events = self.health.note(&seen.nodes);
+        self.pending.extend(self.health.note(&seen.nodes));
         let shape = self.note_shape(stored, &seen);
         // While a topology is made, primaries appear and slots are not covered yet: no news.
         if stored.created {
-            events.extend(shape);
+            self.pending.extend(shape);
         }
         engine.remember(stored.wanted.id, seen.clone());
         self.seen = Some(seen.clone());
@@ -120,10 +131,11 @@ impl Watch {
             Some((at, last)) => (at.elapsed(), *last != fingerprint),
         };
         let due = (changed && age >= WRITE_AT_MOST) || age >= WRITE_AT_LEAST;
-        if due || !events.is_empty() {
+        if due || !self.pending.is_empty() {
             let health = &self.health.health;
             let id = stored.wanted.id;
-            engine.store.record_look(id, &seen, health, changed, &events).await?;
+            engine.store.record_look(id, &seen, health, changed, &self.pending).await?;
+            self.pending.clear();
             self.written = Some((Instant::now(), fingerprint));
         }
         Ok(())
@@ -161,9 +173,9 @@ impl Watch {
 
 /// Looks at the registered nodes that belong to no topology.
 pub(super) async fn watch_spares(engine: Arc<Engine>, stop: CancellationToken) {
-    let mut book = HealthBook::default();
+    let (mut book, mut pending) = (HealthBook::default(), Vec::new());
     loop {
-        if let Err(error) = look_at_spares(&engine, &mut book).await {
+        if let Err(error) = look_at_spares(&engine, &mut book, &mut pending).await {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "spare nodes cannot be watched"
@@ -176,7 +188,11 @@ pub(super) async fn watch_spares(engine: Arc<Engine>, stop: CancellationToken) {
     }
 }
 
-async fn look_at_spares(engine: &Engine, book: &mut HealthBook) -> Result<(), StoreError> {
+async fn look_at_spares(
+    engine: &Engine,
+    book: &mut HealthBook,
+    pending: &mut Vec<NewEvent>,
+) -> Result<(), StoreError> {
     let filter = NodeFilter { unassigned: true, ..NodeFilter::default() };
     let nodes = engine.store.nodes(&filter, i64::MAX).await?;
     if nodes.is_empty() {
@@ -186,19 +202,22 @@ async fn look_at_spares(engine: &Engine, book: &mut HealthBook) -> Result<(), St
     let looks = nodes.iter().map(|node| {
         let ask = &ask;
         async move {
-            let admin = engine.login("credential", node.credential.as_deref()).await.ok().flatten();
+            // Without its login a node would look broken, which it is not.
+            let admin = engine.login("credential", node.credential.as_deref()).await.ok()?;
             let logins = Logins { admin, replication: None };
             let sighting = match engine.fleet.look(&target(&node.address, &logins), ask).await {
                 Ok(report) => Sighting::Seen(Box::new(report)),
                 Err(error) => silence(error, node.sighting.as_ref()),
             };
-            (node.address.clone(), sighting)
+            Some((node.address.clone(), sighting))
         }
     });
-    let seen: BTreeMap<Address, Sighting> = join_all(looks).await.into_iter().collect();
+    let seen: BTreeMap<Address, Sighting> = join_all(looks).await.into_iter().flatten().collect();
     for node in &nodes {
-        book.health.entry(node.address.clone()).or_insert(node.health);
+        book.resume(node.address.clone(), node.health);
     }
-    let events = book.note(&seen);
-    engine.store.record_spares(&seen, &book.health, &events).await
+    pending.extend(book.note(&seen));
+    engine.store.record_spares(&seen, &book.health, pending).await?;
+    pending.clear();
+    Ok(())
 }

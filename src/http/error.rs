@@ -198,6 +198,12 @@ impl From<StoreError> for ApiError {
                 "the database does not answer; nothing was changed, try again shortly",
             );
         }
+        if error.is_out_of_range() {
+            return Self::new(
+                "invalid_parameter",
+                "a value, perhaps a time, is outside of what can be stored",
+            );
+        }
         match error {
             StoreError::Refused(refusal) => refusal.into(),
             StoreError::Moved(what) => Self::new(

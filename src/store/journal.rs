@@ -6,6 +6,7 @@ use sqlx::{Postgres, Transaction};
 use super::{Store, StoreError};
 use crate::domain::event::{Event, NewEvent};
 use crate::domain::id::{PlanId, TopologyId};
+use crate::domain::refusal::Refusal;
 
 /// Wakes whoever follows the journal; reading it is what counts.
 pub const CHANNEL: &str = "reeve_events";
@@ -47,8 +48,9 @@ pub async fn append(
                 id.0,
                 count
             )
-            .fetch_one(&mut **tx)
-            .await?;
+            .fetch_optional(&mut **tx)
+            .await?
+            .ok_or_else(|| Refusal::NotFound { kind: "topology", name: id.to_string() })?;
             (Some(row.name), Some(row.last_seq))
         }
     };

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use sqlx::PgPool;
-use sqlx::postgres::PgPoolOptions;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
 use crate::domain::refusal::Refusal;
 
@@ -72,14 +72,36 @@ impl StoreError {
     }
 }
 
+impl StoreError {
+    /// Whether a value was one that the database cannot hold, such as a year before time began
+    /// (class 22: data exception).
+    #[must_use]
+    pub fn is_out_of_range(&self) -> bool {
+        match self {
+            Self::Database(sqlx::Error::Database(e)) => {
+                e.code().is_some_and(|c| c.starts_with("22"))
+            }
+            Self::Database(_)
+            | Self::Refused(_)
+            | Self::Migrate(_)
+            | Self::Inconsistent { .. }
+            | Self::Moved(_)
+            | Self::Sealed => false,
+        }
+    }
+}
+
 impl Store {
     /// Connects on first use, so that a database that is away delays nobody's start but is told by
     /// whoever asks for it.
     pub fn new(url: &str) -> Result<Self, StoreError> {
+        // A database that hangs must not hang everything with it.
+        let options: PgConnectOptions = url.parse()?;
+        let options = options.options([("statement_timeout", "15s"), ("lock_timeout", "5s")]);
         let pool = PgPoolOptions::new()
             .max_connections(16)
             .acquire_timeout(Duration::from_secs(5))
-            .connect_lazy(url)?;
+            .connect_lazy_with(options);
         Ok(Self { pool })
     }
 

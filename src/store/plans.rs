@@ -127,6 +127,22 @@ impl TryFrom<PlanRow> for Plan {
     }
 }
 
+/// Locks the topology first, as everything does that locks one of its plans: so nobody waits in a
+/// circle.
+async fn hold_topology(
+    tx: &mut Transaction<'_, Postgres>,
+    topology: TopologyId,
+) -> Result<(), StoreError> {
+    let held =
+        sqlx::query_scalar!("SELECT id FROM topologies WHERE id = $1 FOR UPDATE", topology.0)
+            .fetch_optional(&mut **tx)
+            .await?;
+    match held {
+        Some(_) => Ok(()),
+        None => Err(Refusal::NotFound { kind: "topology", name: topology.to_string() }.into()),
+    }
+}
+
 /// Stores a plan and its forecast; its events are the caller's to append.
 pub(super) async fn insert(
     tx: &mut Transaction<'_, Postgres>,
@@ -165,6 +181,7 @@ impl Store {
     /// Stores a plan on a topology that exists.
     pub async fn add_plan(&self, plan: &NewPlan<'_>) -> Result<(), StoreError> {
         let mut tx = self.pool.begin().await?;
+        hold_topology(&mut tx, plan.topology_id).await?;
         let inserted = insert(&mut tx, plan).await;
         if let Err(StoreError::Moved(_)) = inserted {
             drop(tx);
@@ -236,6 +253,7 @@ impl Store {
         actor: &str,
     ) -> Result<(), StoreError> {
         let mut tx = self.pool.begin().await?;
+        hold_topology(&mut tx, plan.topology_id).await?;
         let done = sqlx::query!(
             "UPDATE plans SET state = 'queued', accepted = $2 WHERE id = $1 AND state = 'proposed'",
             plan.id.0,
@@ -265,10 +283,12 @@ impl Store {
     pub async fn request(&self, plan: &Plan, requested: Requested) -> Result<(), StoreError> {
         let mut tx = self.pool.begin().await?;
         let done = sqlx::query!(
-            "UPDATE plans SET requested = $2 WHERE id = $1 AND state = $3",
+            "UPDATE plans SET requested = $2
+             WHERE id = $1 AND state = $3 AND requested IS NOT DISTINCT FROM $4",
             plan.id.0,
             requested.as_str(),
-            plan.state.as_str()
+            plan.state.as_str(),
+            plan.requested.map(Requested::as_str)
         )
         .execute(&mut *tx)
         .await?;
@@ -285,19 +305,21 @@ impl Store {
     /// replace what was; the request that led here is granted with it.
     pub async fn move_plan(&self, plan: &Plan, to: &Move, actor: &str) -> Result<(), StoreError> {
         let mut tx = self.pool.begin().await?;
+        hold_topology(&mut tx, plan.topology_id).await?;
         let done = sqlx::query!(
             "UPDATE plans SET state = $3, requested = NULL, waiting_for = $4,
                  error = coalesce($5, error), accepted = coalesce($6, accepted),
                  started_at = CASE WHEN $3 = 'running' THEN coalesce(started_at, now()) ELSE started_at END,
                  finished_at = CASE WHEN $7 THEN now() END
-             WHERE id = $1 AND state = $2",
+             WHERE id = $1 AND state = $2 AND requested IS NOT DISTINCT FROM $8",
             plan.id.0,
             plan.state.as_str(),
             to.state.as_str(),
             to.waiting_for.map(WaitingFor::as_str),
             to.error.as_ref().map(json).transpose()?,
             to.accepted.as_ref().map(json).transpose()?,
-            to.state.is_final()
+            to.state.is_final(),
+            plan.requested.map(Requested::as_str)
         )
         .execute(&mut *tx)
         .await?;

@@ -66,6 +66,23 @@ impl Store {
         .try_into()
     }
 
+    /// The same for the token from the settings, whose predecessors become void.
+    pub async fn replace_settings_token(
+        &self,
+        token: &Token,
+        digest: &[u8],
+    ) -> Result<(), StoreError> {
+        sqlx::query!(
+            "DELETE FROM tokens WHERE created_by = $1 AND digest <> $2",
+            token.created_by,
+            digest
+        )
+        .execute(&self.pool)
+        .await?;
+        self.add_token(token, digest).await?;
+        Ok(())
+    }
+
     /// The token with this digest, unless it has expired.
     pub async fn token_by_digest(&self, digest: &[u8]) -> Result<Option<Token>, StoreError> {
         sqlx::query_as!(
@@ -82,7 +99,8 @@ impl Store {
 
     pub async fn has_admin_token(&self) -> Result<bool, StoreError> {
         let any = sqlx::query_scalar!(
-            "SELECT EXISTS (SELECT 1 FROM tokens WHERE role = 'admin') AS \"any!\""
+            "SELECT EXISTS (SELECT 1 FROM tokens WHERE role = 'admin' AND topologies IS NULL
+                            AND (expires_at IS NULL OR expires_at > now())) AS \"any!\""
         );
         Ok(any.fetch_one(&self.pool).await?)
     }

@@ -124,6 +124,7 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         let registered = enlist(&mut tx, wanted, new.nodes, new.actor).await?;
+        adopt_marks(&mut tx, wanted, new.nodes).await?;
         plans::insert(&mut tx, new.plan).await?;
         let created = serde_json::json!({
             "version": wanted.version, "mode": wanted.spec.mode(), "labels": new.labels,
@@ -303,14 +304,16 @@ impl Store {
             return Err(Refusal::PlanActive(PlanId(plan)).into());
         }
         let left = sqlx::query_scalar!(
-            "SELECT node FROM marks WHERE topology_id = $1 ORDER BY node LIMIT 1",
+            "SELECT m.node FROM marks m JOIN nodes n ON n.address = m.node
+             WHERE m.topology_id = $1 AND m.key LIKE 'setting:%' AND n.health <> 'down'
+             ORDER BY m.node LIMIT 1",
             id.0
         )
         .fetch_optional(&mut *tx)
         .await?;
         if let Some(node) = left {
             return Err(Refusal::InUse(format!(
-                "temporary settings are still in force on {node}; run a repair plan first, which takes them away"
+                "temporary settings are still in force on {node}; retry the plan that left them, or run a repair plan, and delete the topology then"
             ))
             .into());
         }
@@ -403,6 +406,25 @@ impl Store {
     }
 }
 
+/// Takes over what a topology that is gone left on these nodes, so that it is taken away now and
+/// the oldest original is the one to go back to.
+async fn adopt_marks(
+    tx: &mut Transaction<'_, Postgres>,
+    wanted: &Topology,
+    nodes: &[NewNode],
+) -> Result<(), StoreError> {
+    let addresses: Vec<String> = nodes.iter().map(|n| n.address.to_string()).collect();
+    sqlx::query!(
+        "UPDATE marks SET topology_id = $1
+         WHERE node = ANY($2) AND topology_id NOT IN (SELECT id FROM topologies)",
+        wanted.id.0,
+        &addresses
+    )
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
 /// Registers the nodes that are new and ties all of them to the topology.
 async fn enlist(
     tx: &mut Transaction<'_, Postgres>,
@@ -412,7 +434,10 @@ async fn enlist(
 ) -> Result<Vec<NewEvent>, StoreError> {
     let mut events = Vec::new();
     let mut taken = Vec::new();
-    for (i, node) in new_nodes.iter().enumerate() {
+    // In address order, so that two requests for the same nodes do not wait for each other.
+    let mut ordered: Vec<(usize, &NewNode)> = new_nodes.iter().enumerate().collect();
+    ordered.sort_by_key(|(_, node)| &node.address);
+    for (i, node) in ordered {
         let (id, made) = nodes::ensure(tx, node).await?;
         if made {
             events.push(nodes::registered(&node.address, &node.zone, id, actor));

@@ -188,6 +188,20 @@ async fn nodes_with_keys_are_emptied_only_with_consent_to_each() {
     let none = world.client.get("/v1/topologies").await.unwrap();
     assert_eq!(none["items"], json!([]), "nothing was stored so far");
 
+    // What is only proposed needs no consent yet; a retry of it does.
+    body["plan"] = json!({ "start": false });
+    let proposed = world.client.create_topology(&body, None).await.unwrap();
+    let at = |verb: &str| format!("/v1/plans/{}/{verb}", proposed["id"].as_str().unwrap());
+    let nothing = json!({});
+    let error = world.client.post(&at("start"), &nothing).await.unwrap_err();
+    assert_eq!(error.code(), Some("consent_required"));
+    world.client.post(&at("cancel"), &nothing).await.unwrap();
+    let error = world.client.post(&at("retry"), &nothing).await.unwrap_err();
+    assert_eq!(error.code(), Some("consent_required"));
+    assert_eq!(before, world.untouched(), "nothing was touched so far");
+    let etag = world.client.etag("/v1/topologies/reset").await.unwrap();
+    world.client.delete("/v1/topologies/reset", etag.as_deref()).await.unwrap();
+
     body["plan"] = json!({ "accept": [hazard] });
     world.create(&body).await;
     let topology = world.client.get("/v1/topologies/reset").await.unwrap();

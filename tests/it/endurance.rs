@@ -101,6 +101,9 @@ async fn a_node_that_stays_away_fails_the_plan_which_can_be_retried() {
     ends(&world, &id(&retried), "succeeded", Duration::from_secs(40)).await;
     world.check_cluster(&[]);
     nothing_is_left(&world);
+    // Now that the cluster is made and in use, its creation cannot be tried once more.
+    let error = world.client.post(&path, &json!({})).await.unwrap_err();
+    assert_eq!(error.code(), Some("unsettled"));
 }
 
 #[tokio::test]

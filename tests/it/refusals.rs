@@ -237,6 +237,22 @@ async fn roles_and_scopes_hold() {
     assert_eq!(list.1["items"], json!([]));
     let events = send(&world, get, "/v1/events", &[("authorization", &login)], "").await;
     assert_eq!(events.1["items"], json!([]));
+    // An admin of some topologies is none of the whole, and cannot have a stored password sent
+    // to a node of its own.
+    let some =
+        token(json!({ "name": "some", "role": "admin", "topologies": { "names": ["x"] } })).await;
+    let login = bearer(&some);
+    let headers = [("authorization", login.as_str())];
+    for path in ["/v1/tokens", "/v1/credentials"] {
+        let answer = send(&world, reqwest::Method::GET, path, &headers, "").await;
+        assert_eq!(answer.0, 403, "{path}");
+    }
+    let mut lure = world.cluster("x", 3, 0);
+    lure["spec"]["credentials"] = json!({ "admin": "somebody-elses" });
+    let path = "/v1/topologies/preview";
+    let answer = send(&world, post.clone(), path, &headers, lure.to_string()).await;
+    assert_eq!((answer.0, answer.1["code"].as_str()), (403, Some("forbidden")));
+
     let shown = world.client.get("/v1/tokens").await.unwrap().to_string();
     assert!(!shown.contains(&viewer), "a secret is shown once");
 }

@@ -40,7 +40,7 @@ async fn a_client_that_is_cut_off_ten_times_sees_each_event_once_and_in_order() 
     let plan = world.client.create_topology(&world.cluster("cut", 3, 1), None).await.unwrap();
     let id = plan["id"].as_str().unwrap();
     let mut dice = Dice::new(7);
-    let (mut seen, mut cuts) = (Vec::<(i64, Value)>::new(), 0);
+    let (mut seen, mut cuts, mut cut_before_the_end) = (Vec::<(i64, Value)>::new(), 0, 0);
     let ended = async {
         loop {
             let after = seen.last().map(|(id, _)| *id);
@@ -48,6 +48,8 @@ async fn a_client_that_is_cut_off_ten_times_sees_each_event_once_and_in_order() 
             let cut = if cuts < 10 { 1 + dice.below(5) as usize } else { usize::MAX };
             let Some(events) = read(&world, id, after, cut).await else { return };
             cuts += 1;
+            let now = world.client.get(&format!("/v1/plans/{id}")).await.unwrap();
+            cut_before_the_end += usize::from(now["state"] != "succeeded");
             for event in events.into_iter().take(cut) {
                 let data = event.json();
                 assert_eq!(data["id"].to_string(), event.id.clone().unwrap());
@@ -58,6 +60,7 @@ async fn a_client_that_is_cut_off_ten_times_sees_each_event_once_and_in_order() 
     };
     tokio::time::timeout(Duration::from_secs(60), ended).await.unwrap();
     assert!(cuts > 10, "{cuts}");
+    assert!(cut_before_the_end > 0, "some cuts fell into the plan's life");
     assert!(seen.windows(2).all(|w| w[0].0 < w[1].0), "in order, none twice");
 
     // The journal holds the same, and nothing more.

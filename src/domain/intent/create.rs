@@ -10,7 +10,7 @@ use crate::domain::id::TopologyId;
 use crate::domain::node::{Address, ClusterNodeId, NodeKind};
 use crate::domain::observation::{ClusterView, Observation, Report, Sighting};
 use crate::domain::placement::{self, Warning};
-use crate::domain::planner::Terms;
+use crate::domain::planner::{ResetTerm, Terms};
 use crate::domain::refusal::{FieldError, Refusal};
 use crate::domain::spec::{ClusterSpec, NodeSpec, Spec};
 use crate::domain::topology::Layout;
@@ -224,13 +224,18 @@ fn mixed_versions(nodes: &[NodeSpec], seen: &Observation) -> Option<Warning> {
     })
 }
 
-fn resets(nodes: &[NodeSpec], seen: &Observation) -> BTreeMap<Address, (ClusterNodeId, u64)> {
+fn resets(nodes: &[NodeSpec], seen: &Observation) -> BTreeMap<Address, ResetTerm> {
     nodes
         .iter()
         .filter_map(|n| Some((&n.address, seen.report(&n.address)?)))
         .filter_map(|(a, r)| {
             let view = r.cluster.as_ref()?;
-            (!is_blank(r, view)).then(|| (a.clone(), (view.my_id.clone(), r.keys)))
+            let term = || ResetTerm {
+                identity: view.my_id.clone(),
+                run_id: r.run_id.clone(),
+                keys: r.keys,
+            };
+            (!is_blank(r, view)).then(|| (a.clone(), term()))
         })
         .collect()
 }

@@ -29,10 +29,21 @@ use super::topology::Topology;
 pub struct Terms {
     /// Who is to be primary of a shard.
     pub primaries: BTreeMap<ShardId, Address>,
-    /// Nodes that may be emptied, each with the identity to be rid of and its keys at that time.
-    pub resets: BTreeMap<Address, (ClusterNodeId, u64)>,
+    /// Nodes that may be emptied, each as it was when that was accepted.
+    pub resets: BTreeMap<Address, ResetTerm>,
     /// Whether the cluster is new and without data, so that it may form with impatient settings.
     pub forming: bool,
+}
+
+/// A node that may be emptied, while it is still what was meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResetTerm {
+    /// The identity to be rid of: a hard reset gives the node another one.
+    pub identity: ClusterNodeId,
+    /// The process that was looked at.
+    pub run_id: String,
+    /// How many keys it had.
+    pub keys: u64,
 }
 
 /// What the planner is asked.

@@ -1,15 +1,16 @@
 //! The rules, stage by stage.
 //!
 //! 1. *Marks*: what Reeve left and nothing needs any more goes first.
-//! 2. *Resets*: nodes that may be emptied are, before anybody meets them.
-//! 3. *Strangers*: a node that knows members of another cluster stops the plan.
+//! 2. *Strangers*: a node that knows members of another cluster stops the plan, whatever else was
+//!    accepted: that cluster's data was not.
+//! 3. *Resets*: nodes that may be emptied are, before anybody meets them.
 //! 4. *Configure*, then *rewrite*: lasting settings, written before temporary ones hide them.
 //! 5. *Prepare*: temporary settings; each node its epoch and slots while it is still alone.
 //! 6. *Join*: introductions, replicas as soon as each can, and agreement.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Goal, Question};
+use super::{Goal, Question, ResetTerm};
 use crate::domain::node::{Address, ClusterNodeId};
 use crate::domain::observation::{Mark, MarkKind, Sighting};
 use crate::domain::slot::SlotSet;
@@ -24,12 +25,12 @@ use crate::domain::step::rewrite::RewriteConfig;
 use crate::domain::step::temporary::SetTemporary;
 use crate::domain::step::{Blocker, Check, Step};
 use crate::domain::topology::{Layout, Shard};
-use crate::domain::view::primary_of;
+use crate::domain::view::agreed_primary;
 
 type Stage = fn(&Question) -> Result<Vec<Step>, Vec<Blocker>>;
 
 const CONVERGE: &[Stage] =
-    &[restore_settings, resets, strangers, configure, rewrite, prepare, join];
+    &[restore_settings, strangers, resets, configure, rewrite, prepare, join];
 const WIND_DOWN: &[Stage] = &[restore_settings, rewrite];
 
 pub(super) fn stages(goal: Goal) -> &'static [Stage] {
@@ -73,7 +74,7 @@ fn members<'a>(q: &Question<'a>) -> Vec<&'a Address> {
 fn primary<'a>(q: &Question<'a>, shard: &'a Shard, slots: &SlotSet) -> Option<&'a Address> {
     let settled = match q.terms.primaries.get(&shard.id) {
         Some(pinned) => pinned.clone(),
-        None => primary_of(shard, slots, q.seen).settled()?.clone(),
+        None => agreed_primary(shard, slots, q.seen)?,
     };
     shard.members.iter().find(|m| **m == settled)
 }
@@ -84,7 +85,9 @@ fn agreement(q: &Question) -> AwaitAgreement {
 
 /// Impatient settings serve only while a cluster without data forms.
 fn temporary_settings_needed(q: &Question) -> bool {
-    q.goal == Goal::Converge && q.terms.forming && !formed(q)
+    let empty = |s: &Sighting| !matches!(s, Sighting::Seen(report) if report.keys > 0);
+    let without_data = q.seen.nodes.values().all(empty);
+    q.goal == Goal::Converge && q.terms.forming && without_data && !formed(q)
 }
 
 /// Whether nothing but taking marks away is left to do.
@@ -120,16 +123,18 @@ fn reachable_marks<'a>(q: &Question<'a>) -> impl Iterator<Item = &'a Mark> {
 
 fn resets(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
     let members: BTreeSet<&Address> = q.want.layout.members();
-    let step = |(node, (identity, keys)): (&Address, &(ClusterNodeId, u64))| {
-        Step::ResetNode(ResetNode { node: node.clone(), identity: identity.clone(), keys: *keys })
+    let step = |(node, term): (&Address, &ResetTerm)| {
+        Step::ResetNode(ResetNode { node: node.clone(), term: term.clone() })
     };
     Ok(q.terms.resets.iter().filter(|(n, _)| members.contains(n)).map(step).collect())
 }
 
 fn strangers(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
     let members = q.want.layout.members();
-    let ours: BTreeSet<&ClusterNodeId> =
-        members.iter().filter_map(|m| q.seen.view(m)).map(|v| &v.my_id).collect();
+    let now = members.iter().filter_map(|m| q.seen.view(m)).map(|v| &v.my_id);
+    // What nodes were before their reset may linger with those that are still to be reset.
+    let before = q.terms.resets.values().map(|term| &term.identity);
+    let ours: BTreeSet<&ClusterNodeId> = now.chain(before).collect();
     let mut blockers = Vec::new();
     for member in &members {
         let Some(view) = q.seen.view(member) else { continue };

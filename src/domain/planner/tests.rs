@@ -331,3 +331,90 @@ fn a_silent_node_is_waited_for_and_its_marks_are_kept() {
     }
     panic!("it never waits");
 }
+
+fn change(world: &mut Observation, address: &Address, change: impl FnOnce(&mut Report)) {
+    match world.nodes.get_mut(address) {
+        Some(Sighting::Seen(report)) => change(report),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn consent_to_a_flush_ends_with_what_it_was_given_for() {
+    let spec = spec(3, 0, (0..3).map(|n| node(n, "a")).collect());
+    let seen = world(&spec, 5);
+    let (want, terms) = draft(&spec, &seen, true);
+    let policy = Policy::default();
+    let address = spec.nodes()[0].address.clone();
+    let code = |now: &Observation| {
+        let plan = forecast(&ask(&want, now, &terms, &policy));
+        assert_eq!(plan.hazards().len(), 0, "nothing is flushed before the plan stops");
+        plan.blockers.first().map(|b| b.code)
+    };
+    let mut restarted = seen.clone();
+    change(&mut restarted, &address, |r| r.run_id = "another".to_owned());
+    assert_eq!(code(&restarted), Some("node_has_keys"));
+    let mut fuller = seen.clone();
+    change(&mut fuller, &address, |r| r.keys = 6);
+    assert_eq!(code(&fuller), Some("node_has_keys"));
+    // It was taken into another cluster since, with its id, its process and its keys.
+    let mut joined = seen;
+    change(&mut joined, &address, |r| {
+        let view = r.cluster.as_mut().unwrap();
+        let mut other = view.me().unwrap().clone();
+        other.address = Some("10.9.9.9:7000".parse().unwrap());
+        view.peers.insert(ClusterNodeId("e".repeat(40)), other);
+    });
+    assert_eq!(code(&joined), Some("stranger"));
+}
+
+#[test]
+fn a_cluster_with_data_is_never_hurried() {
+    let spec = spec(3, 1, (0..6).map(|n| node(n, &format!("z{}", n % 3))).collect());
+    let seen = world(&spec, 0);
+    let (want, terms) = draft(&spec, &seen, false);
+    let policy = Policy::default();
+    let mut made = forecast(&ask(&want, &seen, &terms, &policy)).world;
+    // In use, and one node lost sight of another.
+    let primary = terms.primaries.values().next().unwrap().clone();
+    change(&mut made, &primary, |r| {
+        r.keys = 100;
+        r.cluster.as_mut().unwrap().state_ok = false;
+    });
+    let kinds = |plan: Forecast| plan.steps.iter().map(|s| s.step.kind()).collect::<Vec<_>>();
+    let plan = forecast(&ask(&want, &made, &terms, &policy));
+    assert!(!kinds(plan).contains(&"set_temporary"));
+}
+
+#[test]
+fn who_alone_believes_to_be_primary_gets_no_replicas() {
+    let spec = spec(3, 1, (0..6).map(|n| node(n, &format!("z{}", n % 3))).collect());
+    let seen = world(&spec, 0);
+    let (want, terms) = draft(&spec, &seen, false);
+    let policy = Policy::default();
+    let mut made = forecast(&ask(&want, &seen, &terms, &policy)).world;
+    let (shard, slots) = want.layout.shards().into_iter().next().unwrap();
+    let (old, new) = (shard.members[0].clone(), shard.members[1].clone());
+    let (old_id, new_id) =
+        (made.view(&old).unwrap().my_id.clone(), made.view(&new).unwrap().my_id.clone());
+    // The others elected the replica, which Reeve cannot reach; the old primary does not know.
+    for node in want.layout.members() {
+        if *node != old {
+            change(&mut made, node, |r| {
+                let peers = &mut r.cluster.as_mut().unwrap().peers;
+                peers.get_mut(&old_id).unwrap().slots = SlotSet::empty();
+                peers.get_mut(&new_id).unwrap().slots = slots.clone();
+                peers.get_mut(&new_id).unwrap().role = Role::Primary;
+            });
+        }
+    }
+    let silence = Silence {
+        since: chrono::DateTime::UNIX_EPOCH,
+        code: "unreachable".to_owned(),
+        message: "refused".to_owned(),
+    };
+    made.nodes.insert(new, Sighting::Silent(silence));
+    assert_eq!(crate::domain::view::agreed_primary(shard, &slots, &made), None);
+    let plan = forecast(&ask(&want, &made, &Terms::default(), &policy));
+    assert!(plan.steps.iter().all(|s| s.step.kind() != "replicate"), "{:?}", plan.steps);
+}

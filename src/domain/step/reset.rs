@@ -4,19 +4,18 @@
 use serde::{Deserialize, Serialize};
 
 use super::command::{Command, Verb};
-use super::{Action, Check, StepKey, seen_or_wait};
+use super::{Action, Blocker, Check, StepKey, seen_or_wait};
 use crate::domain::hazard::{Hazard, HazardKind};
 use crate::domain::node::{Address, ClusterNodeId};
 use crate::domain::observation::{ClusterView, Observation, Peer, Role, Sighting};
+use crate::domain::planner::ResetTerm;
 use crate::domain::slot::SlotSet;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResetNode {
     pub node: Address,
-    /// The identity to be rid of: a hard reset gives the node another one.
-    pub identity: ClusterNodeId,
-    /// How many keys it had when the plan was made.
-    pub keys: u64,
+    /// What it was when its loss was accepted.
+    pub term: ResetTerm,
 }
 
 /// The id of the hazard of emptying a node.
@@ -45,7 +44,7 @@ impl Action for ResetNode {
             step: self.key(),
             why: format!(
                 "{} loses its {} keys, its functions and its place in the cluster that it belongs to",
-                self.node, self.keys
+                self.node, self.term.keys
             ),
             expected_ms: None,
         }]
@@ -55,8 +54,21 @@ impl Action for ResetNode {
         match seen_or_wait(&self.node, seen) {
             Err(wait) => wait,
             Ok(r) => match &r.cluster {
-                Some(view) if view.my_id == self.identity => Check::Ready,
-                Some(_) | None => Check::Done,
+                Some(view) if view.my_id != self.term.identity => Check::Done,
+                None => Check::Done,
+                // Consent was given for that process and those keys, not for what came since.
+                Some(_) if r.run_id != self.term.run_id || r.keys > self.term.keys => {
+                    Check::Blocked(Blocker {
+                        code: "node_has_keys",
+                        node: Some(self.node.clone()),
+                        why: format!(
+                            "{} was restarted, or holds more keys ({}) than when its loss was accepted ({})",
+                            self.node, r.keys, self.term.keys
+                        ),
+                        recovery: "Look at what the node holds now; then delete the topology and create it anew with fresh consent.",
+                    })
+                }
+                Some(_) => Check::Ready,
             },
         }
     }

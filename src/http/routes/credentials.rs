@@ -64,9 +64,10 @@ impl From<ShownCredential> for CredentialView {
     params(ListCredentials), responses((status = 200, description = "A page of credentials.", body = CredentialList)))]
 pub async fn list(
     State(app): State<App>,
-    _: Admin,
+    Admin(caller): Admin,
     Query(query): Query<ListCredentials>,
 ) -> Result<Json<CredentialList>, ApiError> {
+    caller.unlimited()?;
     let page = Page::read(query.limit, query.cursor.as_deref())?;
     let mut items = app.engine.store.credentials(page.after.as_deref(), page.fetch()).await?;
     let next_cursor = page.cut(&mut items, |c| c.name.clone());

@@ -510,18 +510,19 @@ pub async fn cancel(
     accepted(&app, &HeaderMap::new(), plan).await
 }
 
-/// Makes a new plan that goes on where one ended without success.
+/// Makes a new plan that goes on where one ended without success. Losses have to be accepted anew.
 #[utoipa::path(post, path = "/v1/plans/{id}/retry", operation_id = "retry_plan", tag = "plans",
-    params(("id" = PlanId, Path)),
+    params(("id" = PlanId, Path)), request_body = Consent,
     responses((status = 202, description = "The new plan.", body = PlanView, headers(("Location" = String)))))]
 pub async fn retry(
     State(app): State<App>,
     Operator(caller): Operator,
     Path(id): Path<Uuid>,
     headers: HeaderMap,
+    Body(body): Body<Consent>,
 ) -> Result<Response, ApiError> {
     let plan = find_plan(&app, &caller, id).await?;
-    let plan = app.engine.retry_plan(plan.id, caller.name()).await?;
+    let plan = app.engine.retry_plan(plan.id, &body.accept, caller.name()).await?;
     accepted(&app, &headers, plan).await
 }
 

@@ -90,9 +90,10 @@ impl From<Token> for TokenView {
     params(ListTokens), responses((status = 200, description = "A page of tokens.", body = TokenList)))]
 pub async fn list(
     State(app): State<App>,
-    _: Admin,
+    Admin(caller): Admin,
     Query(query): Query<ListTokens>,
 ) -> Result<Json<TokenList>, ApiError> {
+    caller.unlimited()?;
     let page = Page::read(query.limit, query.cursor.as_deref())?;
     let after = page.key::<Uuid>()?.map(TokenId);
     let mut tokens = app.engine.store.tokens(after, page.fetch()).await?;

@@ -17,7 +17,7 @@ use crate::domain::id::{PlanId, ShardId, TopologyId};
 use crate::domain::node::{Address, Labels};
 use crate::domain::observation::{Observation, Sighting};
 use crate::domain::refusal::{FieldError, Refusal};
-use crate::domain::spec::Spec;
+use crate::domain::spec::{CredentialNames, Spec};
 use crate::domain::topology::Layout;
 use crate::domain::view::{self, Life, Phase, ShardStatus};
 use crate::engine::desk::{CreateRequest, PlanOptions};
@@ -249,10 +249,17 @@ fn request(body: CreateTopology, caller: &Caller) -> Result<CreateRequest, ApiEr
         return Err(invalid(FieldError::new("/name", NAME_RULE)));
     }
     let spec = read_spec(body.spec, "/spec").map_err(invalid)?;
-    if let Some(scope) = &caller.token.scope
-        && !scope.covers(&body.name, &body.labels)
-    {
-        return Err(ApiError::new("forbidden", "this token is limited to other topologies"));
+    if let Some(scope) = &caller.token.scope {
+        if !scope.covers(&body.name, &body.labels) {
+            return Err(ApiError::new("forbidden", "this token is limited to other topologies"));
+        }
+        // Otherwise it could have somebody else's password sent to a node of its own.
+        if *spec.credentials() != CredentialNames::default() {
+            return Err(ApiError::new(
+                "forbidden",
+                "a token that is limited to some topologies cannot name credentials; let one that is not create the topology",
+            ));
+        }
     }
     Ok(CreateRequest {
         name: body.name,
