@@ -1,10 +1,9 @@
 //! Reading requests: bodies, paths and queries whose every fault names its field.
 
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, header};
+use futures::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -13,6 +12,11 @@ use super::strict::Strict;
 use crate::domain::refusal::FieldError;
 use crate::domain::spec::{ClusterSpec, ReplicationSpec, SentinelSpec, Spec};
 
+/// Largest body that is taken.
+const BODY_LIMIT: usize = 1 << 20;
+/// Largest body that is read to its end before it is refused.
+const PATIENCE_LIMIT: usize = 64 << 20;
+
 /// A JSON body. What does not fit is told by a JSON pointer.
 #[derive(Debug)]
 pub struct Body<T>(pub T);
@@ -20,14 +24,14 @@ pub struct Body<T>(pub T);
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
         if !is_json(request.headers()) {
             return Err(ApiError::new(
                 "unsupported_media_type",
                 "send the body as JSON, with Content-Type: application/json",
             ));
         }
-        let bytes = Bytes::from_request(request, state).await.map_err(unreadable)?;
+        let bytes = whole(request).await?;
         let value: Value = serde_json::from_slice(&bytes).map_err(|e| {
             ApiError::new("invalid_json", format!("the body cannot be read as JSON: {e}"))
         })?;
@@ -62,12 +66,26 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence.eq_ignore_ascii_case("application/json") || essence.ends_with("+json")
 }
 
-fn unreadable(rejection: BytesRejection) -> ApiError {
-    if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        ApiError::new("body_too_large", "a body has at most 1 MiB")
-    } else {
-        ApiError::new("invalid_json", format!("the body did not arrive whole: {rejection}"))
+/// Reads the body up to its limit. What is too much is read on and thrown away for a while: most
+/// clients look at the answer only when they have sent everything.
+async fn whole(request: Request) -> Result<Vec<u8>, ApiError> {
+    let mut chunks = request.into_body().into_data_stream();
+    let (mut bytes, mut length) = (Vec::new(), 0);
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|e| {
+            ApiError::new("invalid_json", format!("the body did not arrive whole: {e}"))
+        })?;
+        length += chunk.len();
+        if length <= BODY_LIMIT {
+            bytes.extend_from_slice(&chunk);
+        } else if length > PATIENCE_LIMIT {
+            break;
+        }
     }
+    if length > BODY_LIMIT {
+        return Err(ApiError::new("body_too_large", "a body has at most 1 MiB"));
+    }
+    Ok(bytes)
 }
 
 /// The problem of a body whose fields do not fit.

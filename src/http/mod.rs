@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, MatchedPath, Request};
+use axum::extract::{MatchedPath, Request};
 use axum::http::header;
 use axum::middleware::{self, Next};
 use axum::response::Response;
@@ -35,9 +35,6 @@ use utoipa_axum::routes;
 use self::error::REQUEST_ID;
 use crate::clock;
 use crate::engine::Engine;
-
-/// Largest body that is read.
-const BODY_LIMIT: usize = 1 << 20;
 
 /// What handlers share.
 #[derive(Clone)]
@@ -112,11 +109,7 @@ pub fn router(app: App) -> Router {
         .layer(middleware::from_fn(measure))
         .layer(middleware::from_fn(error::finish))
         .layer(CatchPanicLayer::new());
-    router
-        .merge(routes::pages::router(document))
-        .layer(layers)
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .with_state(app)
+    router.merge(routes::pages::router(document)).layer(layers).with_state(app)
 }
 
 #[derive(Clone)]
