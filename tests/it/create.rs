@@ -4,18 +4,6 @@ use serde_json::{Value, json};
 
 use crate::support::world::{World, redis_cli};
 
-/// Settings that a create changes for a while are as they were.
-fn settings_are_back(world: &World) {
-    for node in 0..world.nodes.len() {
-        let timeout = world.ask(node, &["CONFIG", "GET", "cluster-node-timeout"]);
-        let delay = world.ask(node, &["CONFIG", "GET", "repl-diskless-sync-delay"]);
-        assert_eq!(
-            (timeout.as_str(), delay.as_str()),
-            ("cluster-node-timeout\n15000", "repl-diskless-sync-delay\n5")
-        );
-    }
-}
-
 fn zone_of(body: &Value, address: &Value) -> Value {
     let nodes = body["spec"]["nodes"].as_array().unwrap();
     nodes.iter().find(|n| n["address"] == *address).unwrap()["zone"].clone()
@@ -27,7 +15,7 @@ async fn six_nodes_become_three_shards_with_a_replica_each() {
     let body = world.cluster("orders", 3, 1);
     let plan = world.create(&body).await;
     world.check_cluster(&[]);
-    settings_are_back(&world);
+    world.settings_are_back();
     assert_eq!(plan["progress"]["percent"], 100);
     assert!(plan["steps"].as_array().unwrap().iter().all(|s| s["state"] == "done"), "{plan:#}");
 
@@ -67,7 +55,7 @@ async fn nine_nodes_put_every_shard_in_every_zone() {
     let body = world.cluster("nine", 3, 2);
     world.create(&body).await;
     world.check_cluster(&[]);
-    settings_are_back(&world);
+    world.settings_are_back();
     let topology = world.client.get("/v1/topologies/nine").await.unwrap();
     for shard in topology["layout"]["shards"].as_array().unwrap() {
         let zones: std::collections::BTreeSet<String> = shard["members"]
@@ -85,7 +73,7 @@ async fn three_primaries_need_no_replicas() {
     let world = World::with_nodes(3).await;
     world.create(&world.cluster("bare", 3, 0)).await;
     world.check_cluster(&[]);
-    settings_are_back(&world);
+    world.settings_are_back();
 }
 
 #[tokio::test]
@@ -156,7 +144,7 @@ async fn settings_are_given_and_written_to_the_config_file() {
     let warned = plan["warnings"].as_array().unwrap().iter().any(|w| w["code"] == "not_persisted");
     let has_file = !world.ask(0, &["INFO", "server"]).contains("config_file:\r\n");
     assert_eq!(warned, !has_file, "{plan:#}");
-    settings_are_back(&world);
+    world.settings_are_back();
 }
 
 #[tokio::test]

@@ -26,17 +26,6 @@ async fn terminal_events(world: &World, id: &str) -> usize {
     world.client.get(&path).await.unwrap()["items"].as_array().unwrap().len()
 }
 
-fn nothing_is_left(world: &World) {
-    for node in 0..world.nodes.len() {
-        let timeout = world.ask(node, &["CONFIG", "GET", "cluster-node-timeout"]);
-        let delay = world.ask(node, &["CONFIG", "GET", "repl-diskless-sync-delay"]);
-        assert_eq!(
-            (timeout.as_str(), delay.as_str()),
-            ("cluster-node-timeout\n15000", "repl-diskless-sync-delay\n5")
-        );
-    }
-}
-
 fn id(plan: &Value) -> String {
     plan["id"].as_str().unwrap().to_owned()
 }
@@ -54,7 +43,7 @@ async fn a_server_that_is_killed_in_mid_create_finishes_after_its_restart() {
         ends(&world, &id(&made), "succeeded", Duration::from_secs(30)).await;
         assert_eq!(terminal_events(&world, &id(&made)).await, 1);
         world.check_cluster(&[]);
-        nothing_is_left(&world);
+        world.settings_are_back();
     }
 }
 
@@ -73,7 +62,7 @@ async fn a_node_that_freezes_in_mid_create_is_waited_for() {
         ends(&world, &id(&made), "succeeded", Duration::from_secs(40)).await;
         assert_eq!(terminal_events(&world, &id(&made)).await, 1);
         world.check_cluster(&[]);
-        nothing_is_left(&world);
+        world.settings_are_back();
     }
 }
 
@@ -100,7 +89,7 @@ async fn a_node_that_stays_away_fails_the_plan_which_can_be_retried() {
     assert_eq!(retried["retry_of"], made["id"]);
     ends(&world, &id(&retried), "succeeded", Duration::from_secs(40)).await;
     world.check_cluster(&[]);
-    nothing_is_left(&world);
+    world.settings_are_back();
     // Now that the cluster is made and in use, its creation cannot be tried once more.
     let error = world.client.post(&path, &json!({})).await.unwrap_err();
     assert_eq!(error.code(), Some("unsettled"));
@@ -144,7 +133,7 @@ async fn pause_resume_and_cancel_leave_nothing_temporary_behind() {
     let retried = world.client.post(&at("retry"), &json!({})).await.unwrap();
     ends(&world, &id(&retried), "succeeded", Duration::from_secs(30)).await;
     world.check_cluster(&[]);
-    nothing_is_left(&world);
+    world.settings_are_back();
 }
 
 #[tokio::test]
@@ -182,7 +171,7 @@ async fn a_database_that_goes_away_for_a_while_loses_nothing() {
     ends(&world, &id(&made), "succeeded", Duration::from_secs(40)).await;
     assert_eq!(terminal_events(&world, &id(&made)).await, 1);
     world.check_cluster(&[]);
-    nothing_is_left(&world);
+    world.settings_are_back();
 }
 
 #[tokio::test]
@@ -201,7 +190,7 @@ async fn sigterm_ends_the_server_in_time_and_the_plan_goes_on_afterwards() {
     world.server.restart().await.unwrap();
     ends(&world, &id(&made), "succeeded", Duration::from_secs(30)).await;
     world.check_cluster(&[]);
-    nothing_is_left(&world);
+    world.settings_are_back();
 }
 
 #[tokio::test]
@@ -228,5 +217,5 @@ async fn a_repair_brings_back_what_came_apart() {
     assert!(kinds.contains(&"meet") && kinds.contains(&"replicate"), "{kinds:?}");
     assert!(!kinds.contains(&"set_temporary"), "a live cluster is not hurried");
     world.check_cluster(&[]);
-    nothing_is_left(&world);
+    world.settings_are_back();
 }

@@ -105,6 +105,18 @@ impl World {
         (0..self.nodes.len()).map(of).collect()
     }
 
+    /// Settings that a create changes for a while are as they were.
+    pub fn settings_are_back(&self) {
+        for node in 0..self.nodes.len() {
+            for (name, value) in
+                [("cluster-node-timeout", "15000"), ("repl-diskless-sync-delay", "5")]
+            {
+                let now = self.ask(node, &["CONFIG", "GET", name]);
+                assert_eq!(now, format!("{name}\n{value}"), "on node {node}");
+            }
+        }
+    }
+
     /// What `redis-cli --cluster check` says, which must be nothing bad.
     pub fn check_cluster(&self, login: &[&str]) {
         let address = self.nodes[0].address();
