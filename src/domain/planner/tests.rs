@@ -157,16 +157,26 @@ proptest! {
     }
 
     #[test]
-    fn no_prefix_harms_and_every_prefix_leads_to_the_end(spec in specs()) {
-        let seen = world(&spec, 0);
-        let (want, terms) = draft(&spec, &seen, false);
+    fn no_prefix_harms_and_every_prefix_leads_to_the_end(spec in specs(), keys in 0u64..2) {
+        let seen = world(&spec, keys);
+        let (want, terms) = draft(&spec, &seen, keys > 0);
         let policy = Policy::default();
         let plan = forecast(&ask(&want, &seen, &terms, &policy));
         let mut now = seen;
         for step in &plan.steps {
             let owned_before = owned(&now);
             let action: &dyn Action = step.step.action();
+            let before = now.clone();
             action.effect(&mut now);
+            for (address, held) in before.nodes.keys().map(|a| (a, before.report(a).unwrap())) {
+                let after = now.report(address).unwrap();
+                // Here every node holds the only copy of its keys: they go with consent alone...
+                let named = action.hazards().iter().any(|h| h.id == format!("flush:{address}"));
+                prop_assert!(after.keys == held.keys || named, "{} drops keys", action.key());
+                // ...and to become a replica is to lose what one holds.
+                let demoted = held.role == Role::Primary && after.role == Role::Replica;
+                prop_assert!(!demoted || held.keys == 0, "{} drops a copy", action.key());
+            }
             prop_assert!(
                 owned_before.difference(&owned(&now)).is_empty(),
                 "{} gives up slots", action.key()
