@@ -11,16 +11,18 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock;
 use crate::domain::access::Role;
-use crate::domain::id::TokenId;
+use crate::domain::id::{InstanceId, TokenId};
 use crate::domain::policy::Policy;
-use crate::engine::Engine;
+use crate::engine::{Engine, Options};
 use crate::fleet::metered::Metered;
 use crate::fleet::redis::{ParseReachError, Reach, RedisFleet, Timeouts};
 use crate::http::auth::digest;
+use crate::http::listener::{PATIENCE, Patient};
 use crate::http::{self, App};
 use crate::settings::Settings;
 use crate::shutdown;
 use crate::store::credentials::SecretKey;
+use crate::store::leases::Instance;
 use crate::store::tokens::Token;
 use crate::store::{Store, StoreError};
 use crate::telemetry::{self, TelemetryError};
@@ -45,7 +47,7 @@ pub enum ServeError {
 pub async fn serve(settings: Settings, migrate: bool) -> Result<(), ServeError> {
     telemetry::init_logs(&settings.log, settings.log_format)?;
     let metrics = telemetry::init_metrics()?;
-    let store = Store::new(&settings.database_url)?;
+    let store = Store::new(&settings.database_url, settings.lease_ttl)?;
     if migrate {
         store.migrate().await?;
     }
@@ -56,13 +58,14 @@ pub async fn serve(settings: Settings, migrate: bool) -> Result<(), ServeError> 
         .map_err(|source| ServeError::Listen { address: settings.listen, source })?;
     let address = listener.local_addr()?;
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-    let engine = engine(&settings, store.clone())?;
+    let engine = engine(&settings, store.clone(), address)?;
     engine.start(&stop, &tasks);
     tasks.spawn(upkeep(metrics.clone(), stop.clone()));
     tokio::spawn(shutdown::on_signal(stop.clone()));
 
-    let app = App { engine, metrics, stop: stop.clone() };
+    let app = App { engine, metrics, stop: stop.clone(), tasks: tasks.clone() };
     let graceful = stop.clone();
+    let listener = Patient::new(listener, PATIENCE);
     let serving = axum::serve(listener, http::router(app))
         .with_graceful_shutdown(async move { graceful.cancelled().await });
     tracing::info!("listening on http://{address}");
@@ -84,7 +87,11 @@ pub async fn serve(settings: Settings, migrate: bool) -> Result<(), ServeError> 
     Ok(())
 }
 
-fn engine(settings: &Settings, store: Store) -> Result<Arc<Engine>, ServeError> {
+fn engine(
+    settings: &Settings,
+    store: Store,
+    listen: SocketAddr,
+) -> Result<Arc<Engine>, ServeError> {
     let defaults = Policy::default();
     let policy = Policy {
         max_retries: settings.max_retries.unwrap_or(defaults.max_retries),
@@ -93,10 +100,28 @@ fn engine(settings: &Settings, store: Store) -> Result<Arc<Engine>, ServeError> 
         ..defaults
     };
     let reach = settings.node_allow_cidrs.as_deref().map(Reach::parse).transpose()?;
-    let redis = RedisFleet::new(Timeouts::default(), reach.unwrap_or_default(), clock::now);
-    let fleet = Metered::new(redis);
-    let key = settings.secret_key.map(SecretKey::new);
-    Ok(Engine::new(store, Arc::new(fleet), policy, settings.watch_interval, key))
+    let timeouts = Timeouts { send: settings.commands_within(), ..Timeouts::default() };
+    let redis = RedisFleet::new(timeouts, reach.unwrap_or_default(), clock::now);
+    let me = Instance {
+        id: InstanceId(clock::new_id()),
+        host: hostname(),
+        pid: std::process::id(),
+        listen: listen.to_string(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let options = Options {
+        me,
+        policy,
+        watch_interval: settings.watch_interval,
+        lease_ttl: settings.lease_ttl,
+        commands_within: settings.commands_within(),
+        secret_key: settings.secret_key.map(SecretKey::new),
+    };
+    Ok(Engine::new(store, Arc::new(Metered::new(redis)), options))
+}
+
+fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// Keeps the memory of histograms bounded.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use reeve::settings::{Flags, Settings};
@@ -77,7 +78,7 @@ async fn main() -> ExitCode {
 }
 
 async fn migrate(database_url: &str) -> Result<(), Box<dyn std::error::Error>> {
-    Store::new(database_url)?.migrate().await?;
+    Store::new(database_url, Duration::from_secs(30))?.migrate().await?;
     println!("the database is up to date");
     Ok(())
 }

@@ -46,6 +46,11 @@ pub struct Flags {
     #[arg(long, env = "REEVE_WATCH_INTERVAL_MS")]
     pub watch_interval_ms: Option<u64>,
 
+    /// How long a topology stays with an instance that is not heard of, in milliseconds
+    /// [default: 10000]; another takes it over then
+    #[arg(long, env = "REEVE_LEASE_TTL_MS")]
+    pub lease_ttl_ms: Option<u64>,
+
     /// How often a failed command is sent again after its first attempt [default: 5]
     #[arg(long, env = "REEVE_MAX_RETRIES")]
     pub max_retries: Option<u32>,
@@ -79,6 +84,7 @@ pub struct Settings {
     pub log_format: LogFormat,
     pub node_allow_cidrs: Option<String>,
     pub watch_interval: Duration,
+    pub lease_ttl: Duration,
     pub max_retries: Option<u32>,
     pub backoff_base_ms: Option<u64>,
     pub wait_deadline_ms: Option<u64>,
@@ -98,6 +104,8 @@ pub enum SettingsError {
     BadKey,
     #[error("REEVE_WATCH_INTERVAL_MS is {0}; give 50 to 60000")]
     BadInterval(u64),
+    #[error("REEVE_LEASE_TTL_MS is {0}; give 1000 to 600000")]
+    BadLease(u64),
     #[error("REEVE_BACKOFF_BASE_MS is {0}; give at most 60000")]
     BadBackoff(u64),
     #[error("the settings file {path} cannot be read")]
@@ -121,6 +129,10 @@ impl Settings {
         if !(50..=60_000).contains(&interval) {
             return Err(SettingsError::BadInterval(interval));
         }
+        let lease_ttl = flags.lease_ttl_ms.or(file.lease_ttl_ms).unwrap_or(10_000);
+        if !(1000..=600_000).contains(&lease_ttl) {
+            return Err(SettingsError::BadLease(lease_ttl));
+        }
         let backoff_base_ms = flags.backoff_base_ms.or(file.backoff_base_ms);
         if let Some(base) = backoff_base_ms.filter(|ms| *ms > 60_000) {
             return Err(SettingsError::BadBackoff(base));
@@ -137,10 +149,20 @@ impl Settings {
             log_format: flags.log_format.or(file.log_format).unwrap_or(LogFormat::Pretty),
             node_allow_cidrs: flags.node_allow_cidrs.or(file.node_allow_cidrs),
             watch_interval: Duration::from_millis(interval),
+            lease_ttl: Duration::from_millis(lease_ttl),
             max_retries: flags.max_retries.or(file.max_retries),
             backoff_base_ms,
             wait_deadline_ms: flags.wait_deadline_ms.or(file.wait_deadline_ms),
         })
+    }
+}
+
+impl Settings {
+    /// How long the commands of one step may take: well within a lease, so that a lease need not be
+    /// stretched far for them, and a topology whose instance died is not left alone for longer.
+    #[must_use]
+    pub fn commands_within(&self) -> Duration {
+        (self.lease_ttl / 2).clamp(Duration::from_secs(1), Duration::from_secs(10))
     }
 }
 

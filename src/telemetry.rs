@@ -37,9 +37,16 @@ pub fn init_metrics() -> Result<PrometheusHandle, TelemetryError> {
 }
 
 fn describe() {
-    use metrics::{describe_counter as counter, describe_histogram as histogram};
+    use metrics::{
+        describe_counter as counter, describe_gauge as gauge, describe_histogram as histogram,
+    };
     counter!("reeve_http_requests_total", "Requests, by method, route and status.");
     histogram!("reeve_http_request_seconds", "How long requests took, by route.");
+    gauge!("reeve_streams", "Event streams that are open.");
+    counter!(
+        "reeve_journal_reads_total",
+        "Reads of the journal, for all followers at once (tail) or for one (replay)."
+    );
     counter!("reeve_plans_total", "Plans that ended or paused, by kind and state.");
     counter!("reeve_steps_total", "Attempts at steps, by kind and outcome.");
     counter!("reeve_node_commands_total", "Commands sent to nodes, by command and outcome.");

@@ -39,12 +39,32 @@ pub struct Problem {
     pub errors: Vec<FieldProblem>,
     #[serde(default)]
     pub redis: Option<RedisProblem>,
+    /// Hazards that lack consent.
+    #[serde(default)]
+    pub hazards: Vec<HazardProblem>,
+    /// What may be asked for instead.
+    #[serde(default)]
+    pub offers: Vec<OfferProblem>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct FieldProblem {
     /// A JSON pointer into the body; empty for the whole.
     pub pointer: String,
+    pub detail: String,
+}
+
+/// A hazard that is to be accepted by its id.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct HazardProblem {
+    pub id: String,
+    pub why: String,
+}
+
+/// A way out, and how to ask for it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct OfferProblem {
+    pub offer: String,
     pub detail: String,
 }
 
@@ -116,6 +136,12 @@ impl fmt::Display for Problem {
                 pointer => write!(f, "\n  - {pointer}: {}", error.detail)?,
             }
         }
+        for hazard in &self.hazards {
+            write!(f, "\n  - {}: {}", hazard.id, hazard.why)?;
+        }
+        for offer in &self.offers {
+            write!(f, "\n  {}: {}", offer.offer, offer.detail)?;
+        }
         if let Some(redis) = &self.redis {
             let node = redis.node.as_deref().unwrap_or("a node");
             write!(f, "\n  {node} said: {}", redis.message)?;
@@ -145,6 +171,18 @@ mod tests {
         .unwrap();
         let want = "Nodes cannot be used (409 nodes_unfit)\n  2 nodes are not fit; nothing was changed\n  - /spec/nodes/0/address: it has keys\n  - versions differ\n  h:1 said: NOAUTH Authentication required.";
         assert_eq!(ClientError::Problem(Box::new(problem)).to_string(), want);
+    }
+
+    #[test]
+    fn ways_out_are_shown() {
+        let problem: Problem = serde_json::from_value(serde_json::json!({
+            "title": "Not as wanted", "status": 409,
+            "hazards": [{"id": "flush:h:1", "kind": "data_loss", "why": "it loses 3 keys"}],
+            "offers": [{"offer": "repair", "detail": "makes it so"}],
+        }))
+        .unwrap();
+        let want = "Not as wanted (409)\n  - flush:h:1: it loses 3 keys\n  repair: makes it so";
+        assert_eq!(problem.to_string(), want);
     }
 
     #[test]

@@ -105,6 +105,10 @@ impl Follow {
         }
         // The usual end: all is said, and whoever asks again is told so. That needs no pause.
         let pause = !connection.fruitful;
+        // All that came on it has been handed out.
+        if let Some(id) = connection.parser.last_id() {
+            self.last_id = Some(id.to_owned());
+        }
         self.connection = None;
         if pause {
             sleep(self.retry).await;
@@ -189,6 +193,16 @@ mod tests {
         let resumed = |i: usize, id: &str| asked[i].contains(&format!("last-event-id: {id}\r\n"));
         assert!(!asked[0].contains("last-event-id"));
         assert!(resumed(1, "2") && resumed(2, "2") && resumed(3, "3"), "{asked:?}");
+    }
+
+    #[tokio::test]
+    async fn who_is_cut_off_before_the_first_event_goes_on_from_where_the_stream_began() {
+        let over = "HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n".to_owned();
+        let (client, asked) = server(vec![format!("{OK}id: 7\n\n"), over]).await;
+        let (ids, error) = ids(&client).await;
+        assert!(ids.is_empty() && error.is_none());
+        let asked = asked.lock().unwrap();
+        assert!(asked[1].contains("last-event-id: 7\r\n"), "{asked:?}");
     }
 
     #[tokio::test]

@@ -12,7 +12,9 @@ use reqwest::header::{ETAG, HeaderMap, HeaderValue, IF_MATCH};
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::Value;
 
-pub use self::error::{ClientError, FieldProblem, Problem, RedisProblem};
+pub use self::error::{
+    ClientError, FieldProblem, HazardProblem, OfferProblem, Problem, RedisProblem,
+};
 use self::events::Follow;
 pub use self::sse::SseEvent;
 
@@ -95,14 +97,24 @@ impl Client {
         Ok(tag.map(str::to_owned))
     }
 
-    /// Posts a topology and gives the plan that makes it; with `wait`, as it stands when it ended
-    /// or when so many seconds (at most 60) have passed.
+    /// Posts a topology and gives the plan that makes it; `wait` as for [`Self::submit`].
     pub async fn create_topology(
         &self,
         body: &Value,
         wait: Option<u8>,
     ) -> Result<Value, ClientError> {
-        let mut request = self.request(Method::POST, "/v1/topologies").json(body);
+        self.submit("/v1/topologies", body, wait).await
+    }
+
+    /// Posts what makes a plan and gives that plan; with `wait`, as it stands when it ended or when
+    /// so many seconds (at most 60) have passed.
+    pub async fn submit(
+        &self,
+        path: &str,
+        body: &Value,
+        wait: Option<u8>,
+    ) -> Result<Value, ClientError> {
+        let mut request = self.request(Method::POST, path).json(body);
         let patience = Duration::from_secs(wait.unwrap_or(0).into());
         if let Some(seconds) = wait {
             request = request.header("prefer", format!("wait={seconds}"));

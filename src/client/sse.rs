@@ -36,6 +36,7 @@ pub struct Parser {
     event: String,
     data: Option<String>,
     retry: Option<Duration>,
+    last_id: Option<String>,
 }
 
 impl Parser {
@@ -51,6 +52,12 @@ impl Parser {
             }
         }
         events
+    }
+
+    /// Where to go on after all that came: the last id, even one that no message came with.
+    #[must_use]
+    pub fn last_id(&self) -> Option<&str> {
+        self.last_id.as_deref()
     }
 
     /// How long to wait before connecting again, if the server has said so.
@@ -91,6 +98,9 @@ impl Parser {
 
     fn dispatch(&mut self) -> Option<SseEvent> {
         let id = self.id.take();
+        if id.is_some() {
+            self.last_id.clone_from(&id);
+        }
         let event = Some(std::mem::take(&mut self.event)).filter(|event| !event.is_empty());
         let data = self.data.take()?;
         Some(SseEvent { id, event: event.unwrap_or_else(|| "message".to_owned()), data })
@@ -124,6 +134,7 @@ mod tests {
             let stream = STREAM.replace('\n', end);
             assert_eq!(parser.push(stream.as_bytes()), want(), "{end:?}");
             assert_eq!(parser.retry(), Some(Duration::from_millis(2000)));
+            assert_eq!(parser.last_id(), Some("8"));
         }
     }
 

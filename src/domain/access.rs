@@ -1,6 +1,6 @@
 //! Who may do what: roles, and the topologies that a token is limited to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -47,6 +47,15 @@ impl Scope {
         let labelled = !self.labels.is_empty()
             && self.labels.iter().all(|(k, v)| labels.get(k).is_some_and(|l| l == v));
         labelled || self.names.iter().any(|n| n == name)
+    }
+
+    /// The names of those that it covers; and those that it names, there or not: what became of a
+    /// topology is told to whoever might see it, also when it is gone.
+    #[must_use]
+    pub fn among(&self, topologies: &[(String, Labels)]) -> Vec<String> {
+        let covered = topologies.iter().filter(|(name, labels)| self.covers(name, labels));
+        let covered: BTreeSet<&String> = covered.map(|(name, _)| name).chain(&self.names).collect();
+        covered.into_iter().cloned().collect()
     }
 }
 

@@ -48,6 +48,8 @@ event_types! {
     NodeRecovered = "node.recovered";
     NodeRemoved = "node.removed";
     PrimaryChanged = "primary.changed";
+    FindingOpened = "finding.opened";
+    FindingClosed = "finding.closed";
     SlotsUncovered = "slots.uncovered";
     SlotsCovered = "slots.covered";
 }

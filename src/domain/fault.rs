@@ -33,6 +33,9 @@ pub const UNREACHABLE: &str = "unreachable";
 /// The command was sent and no reply came: it may have run, or may still run.
 pub const NO_REPLY: &str = "no_reply";
 
+/// The node at the address is not the one that was meant; nothing was sent to it.
+pub const ANOTHER_NODE: &str = "another_node";
+
 impl Fault {
     #[must_use]
     pub fn new(code: &str, message: impl Into<String>, node: &Address) -> Self {
@@ -42,8 +45,9 @@ impl Fault {
     #[must_use]
     pub fn retry(&self) -> Retry {
         match self.code.as_str() {
-            UNREACHABLE | NO_REPLY | "CLUSTERDOWN" | "MOVED" | "ASK" | "TRYAGAIN" | "LOADING"
-            | "BUSY" | "MASTERDOWN" | "NOREPLICAS" | "NOMASTERLINK" | "INPROG" => Retry::Later,
+            UNREACHABLE | NO_REPLY | ANOTHER_NODE | "FENCED" | "CLUSTERDOWN" | "MOVED" | "ASK"
+            | "TRYAGAIN" | "LOADING" | "BUSY" | "MASTERDOWN" | "NOREPLICAS" | "NOMASTERLINK"
+            | "INPROG" => Retry::Later,
             _ => Retry::Never,
         }
     }
@@ -71,6 +75,9 @@ impl Fault {
             }
             NO_REPLY => {
                 "The node took the command but did not answer. See whether it hangs (a long script, swapping, a stopped process), then retry the plan; what already happened is recognised."
+            }
+            ANOTHER_NODE => {
+                "Another node answers at this address than the one that was looked at. Find out which process listens there, then retry the plan."
             }
             "CLUSTERDOWN" => {
                 "Check that every primary runs and that all slots are covered (GET …/slots), then retry the plan."

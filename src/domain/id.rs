@@ -37,6 +37,10 @@ ids! {
     PlanId;
     /// An API token.
     TokenId;
+    /// A process that works on the database.
+    InstanceId;
+    /// A diagnosed fault or risk.
+    FindingId;
 }
 
 impl ShardId {

@@ -11,6 +11,7 @@
 
 pub mod access;
 pub mod credential;
+pub mod diagnosis;
 pub mod event;
 pub mod fault;
 pub mod hazard;
@@ -25,9 +26,12 @@ pub mod planner;
 pub mod policy;
 pub mod refusal;
 mod schema;
+pub mod settled;
+pub mod size;
 pub mod slot;
 pub mod spec;
 pub mod step;
+pub mod succession;
 pub mod survivability;
 pub mod topology;
 pub mod view;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
+use super::id::ShardId;
 use super::node::{Address, Capabilities, ClusterNodeId, Flavor, NodeKind, Version};
 use super::slot::SlotSet;
 
@@ -173,6 +174,12 @@ pub enum MarkKind {
     Setting(SettingMark),
     /// Lasting settings that were set but perhaps not yet written to the config file.
     Unwritten,
+    /// A cluster identity that was taken from this node by a reset, or that is to be; others may
+    /// still know it.
+    Identity(IdentityMark),
+    /// This node was told to take its shard over. Until some time has passed the shard is left to
+    /// rest: an election too soon after another is refused, or worse.
+    Hold(HoldMark),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
@@ -180,6 +187,28 @@ pub struct SettingMark {
     pub name: String,
     /// The value that it had before.
     pub original: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+pub struct IdentityMark {
+    pub id: ClusterNodeId,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+pub struct HoldMark {
+    pub shard: ShardId,
+    pub until: DateTime<Utc>,
+}
+
+impl MarkKind {
+    /// The cluster identity that nobody is to know any more, if the mark is about one.
+    #[must_use]
+    pub fn identity(&self) -> Option<&ClusterNodeId> {
+        match self {
+            Self::Identity(was) => Some(&was.id),
+            Self::Setting(_) | Self::Unwritten | Self::Hold(_) => None,
+        }
+    }
 }
 
 impl Observation {
@@ -209,6 +238,41 @@ impl Observation {
         self.nodes.keys().find(|a| self.view(a).is_some_and(|v| v.my_id == *id))
     }
 
+    /// Identities that a reset took from nodes, which show others now. Where the node was not seen
+    /// it may still have its old one.
+    #[must_use]
+    pub fn ghosts(&self) -> BTreeSet<&ClusterNodeId> {
+        let ghost = |mark: &'_ Mark| match &mark.what {
+            MarkKind::Identity(was) => self.view(&mark.node).is_some_and(|v| v.my_id != was.id),
+            MarkKind::Setting(_) | MarkKind::Unwritten | MarkKind::Hold(_) => false,
+        };
+        let marks = self.marks.iter().filter(|m| ghost(m));
+        marks.filter_map(|m| m.what.identity()).collect()
+    }
+
+    /// Those of these nodes that sit in the cluster of whoever has `view` and do nothing there: they
+    /// serve no slots and follow nobody. They are told by what they answer, or else by the address
+    /// that gossip has of them.
+    #[must_use]
+    pub fn idle_in<'a>(
+        &self,
+        view: &'a ClusterView,
+        spares: &BTreeSet<&Address>,
+    ) -> BTreeSet<&'a ClusterNodeId> {
+        if spares.is_empty() {
+            return BTreeSet::new();
+        }
+        let ids: BTreeSet<&ClusterNodeId> =
+            spares.iter().filter_map(|a| self.view(a)).map(|v| &v.my_id).collect();
+        let at_spare = |peer: &Peer| peer.address.as_ref().is_some_and(|a| spares.contains(a));
+        let idle = |(id, peer): &(&ClusterNodeId, &Peer)| {
+            peer.role == Role::Primary
+                && peer.slots.is_empty()
+                && (ids.contains(id) || at_spare(peer))
+        };
+        view.peers.iter().filter(idle).map(|(id, _)| id).collect()
+    }
+
     pub fn marks_on<'a>(&'a self, node: &'a Address) -> impl Iterator<Item = &'a Mark> {
         self.marks.iter().filter(move |m| m.node == *node)
     }
@@ -218,32 +282,59 @@ impl Observation {
     #[must_use]
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
-        for (address, sighting) in &self.nodes {
-            hash.update(format!("{address}|"));
-            match sighting {
-                Sighting::Seen(r) => {
-                    hash.update(format!("{}|{:?}|{:?}|", r.run_id, r.role, r.replication.primary));
-                    hash.update(format!("keys:{}|", r.keys > 0));
-                    if let Some(view) = &r.cluster {
-                        let slots = view.my_slots();
-                        hash.update(format!("{}|{}|{slots}|", view.my_id, view.my_epoch));
-                        let peers: Vec<_> = view.peers.keys().map(|p| p.0.as_str()).collect();
-                        hash.update(peers.join(","));
-                    }
-                }
-                Sighting::Silent(_) => hash.update("silent"),
-                Sighting::Unknown => hash.update("unknown"),
+        for (address, print) in self.prints() {
+            hash.update(format!("{address}|{print}|"));
+            if let Some(view) = self.view(&address) {
+                let peers: Vec<_> = view.peers.keys().map(|p| p.0.as_str()).collect();
+                hash.update(format!("{}|{}", view.my_epoch, peers.join(",")));
             }
             hash.update("\n");
         }
-        hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+        hex(&hash.finalize())
     }
+
+    /// Each node's part of the fingerprint, without what gossip moves by itself (epochs, and who
+    /// knows whom): whether each node is still what it was.
+    #[must_use]
+    pub fn prints(&self) -> BTreeMap<Address, String> {
+        self.nodes.iter().map(|(address, sighting)| (address.clone(), sighting.print())).collect()
+    }
+}
+
+impl Sighting {
+    /// A node that does not answer has the same print as any other that does not.
+    fn print(&self) -> String {
+        let report = match self {
+            Self::Seen(report) => report,
+            Self::Silent(_) => return "silent".to_owned(),
+            Self::Unknown => return "unknown".to_owned(),
+        };
+        let mut hash = Sha256::new();
+        let replication = &report.replication.primary;
+        hash.update(format!("{}|{:?}|{replication:?}|", report.run_id, report.role));
+        hash.update(format!("keys:{}|", report.keys > 0));
+        if let Some(view) = &report.cluster {
+            hash.update(format!("{}|{}|", view.my_id, view.my_slots()));
+        }
+        hex(&hash.finalize()[..8])
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 impl Report {
     #[must_use]
     pub fn capabilities(&self) -> Capabilities {
         Capabilities::of(self.flavor, self.version)
+    }
+
+    /// Whether it is a cluster node that holds nothing and carries no remains of a cluster.
+    #[must_use]
+    pub fn is_blank(&self) -> bool {
+        let unused = |view: &ClusterView| view.is_blank() && view.open.is_empty();
+        self.keys == 0 && !self.functions && self.cluster.as_ref().is_some_and(unused)
     }
 }
 

@@ -26,7 +26,7 @@ use super::id::{ShardId, TopologyId};
 use super::node::Address;
 use super::refusal::{FieldError, Refusal};
 use super::slot::SlotSet;
-use super::spec::{NodeSpec, PlacementSpec, Spread};
+use super::spec::{ClusterOverrides, NodeSpec, PlacementSpec, ShardOverride, Spread};
 use super::topology::{Shard, Shards};
 
 /// What is to be placed.
@@ -37,6 +37,8 @@ pub struct Request<'a> {
     pub shards: u16,
     /// Of each shard.
     pub replicas: u16,
+    /// Shards of the previous layout that are to have another number.
+    pub overrides: &'a ClusterOverrides,
     pub placement: &'a PlacementSpec,
     pub previous: Option<&'a Shards>,
 }
@@ -62,8 +64,10 @@ pub struct Warning {
 
 /// Gives every shard its members.
 pub fn place(request: &Request) -> Result<Placed, Refusal> {
-    let ground = Ground::survey(request)?;
+    let mut ground = Ground::survey(request)?;
     let seeds = ground.seeds(request);
+    ground.refuse_unknown(request, &seeds)?;
+    ground.sizes = seeds.iter().map(|seed| seed.size).collect();
     let mut board = Board::deal(&ground, &seeds);
     board.improve();
     let lacks: Vec<Lack> = ground
@@ -83,8 +87,10 @@ struct Ground<'a> {
     nodes: Vec<&'a NodeSpec>,
     levels: Vec<Level<'a>>,
     shards: usize,
-    /// Of each shard.
+    /// Of each shard that does not deviate.
     members: usize,
+    /// The members of each shard.
+    sizes: Vec<usize>,
 }
 
 /// Zones or hosts: the domains that fail together.
@@ -104,6 +110,8 @@ struct Level<'a> {
 struct Seed {
     id: ShardId,
     index: u16,
+    /// How many members it is to have.
+    size: usize,
     slots: SlotSet,
     /// Members that stay, in their previous order.
     stay: Vec<usize>,
@@ -123,14 +131,17 @@ impl<'a> Ground<'a> {
         if shards == 0 {
             return invalid("/spec/shards", "a topology has at least one shard".into());
         }
-        if nodes.len() < shards * members {
+        let deviating = &request.overrides.shards;
+        let needed = shards.saturating_sub(deviating.len()) * members
+            + deviating.iter().map(|o| usize::from(o.replicas) + 1).sum::<usize>();
+        if nodes.len() < needed {
             let detail = format!(
-                "{} with {} each need {} nodes, {} are given; add {} or ask for fewer",
+                "{} with {} each{} need {needed} nodes, {} are given; add {} or ask for fewer",
                 count(shards, "shard"),
                 count(members - 1, "replica"),
-                shards * members,
+                if deviating.is_empty() { "" } else { " (but for the overrides)" },
                 nodes.len(),
-                shards * members - nodes.len()
+                needed - nodes.len()
             );
             return invalid("/spec/nodes", detail);
         }
@@ -140,7 +151,19 @@ impl<'a> Ground<'a> {
                 levels.push(Level::survey(over, &nodes, shards));
             }
         }
-        Ok(Self { nodes, levels, shards, members })
+        Ok(Self { nodes, levels, shards, members, sizes: vec![] })
+    }
+
+    fn refuse_unknown(&self, request: &Request, seeds: &[Seed]) -> Result<(), Refusal> {
+        let unknown = |(i, deviating): (usize, &ShardOverride)| {
+            let known = seeds.iter().any(|seed| seed.id == deviating.shard);
+            let pointer = format!("/spec/overrides/shards/{i}/shard");
+            let detail = format!("there is no shard {}; take this override out", deviating.shard);
+            (!known).then(|| FieldError::new(pointer, detail))
+        };
+        let listed = request.overrides.shards.iter().enumerate();
+        let errors: Vec<_> = listed.filter_map(unknown).collect();
+        if errors.is_empty() { Ok(()) } else { Err(Refusal::Invalid(errors)) }
     }
 
     /// The shards to be: those that stay, in their order, and new ones after them. Where there are
@@ -148,12 +171,16 @@ impl<'a> Ground<'a> {
     fn seeds(&self, request: &Request) -> Vec<Seed> {
         let position: BTreeMap<_, _> =
             self.nodes.iter().enumerate().map(|(i, n)| (&n.address, i)).collect();
+        let size = |id: ShardId| {
+            request.overrides.replicas_of(id).map_or(self.members, |r| usize::from(r) + 1)
+        };
         let mut old: Vec<Seed> = Vec::new();
         for (shard, slots) in request.previous.into_iter().flatten() {
             let stay = shard.members.iter().filter_map(|m| position.get(m).copied()).collect();
             let led = shard.members.first().is_some_and(|m| position.contains_key(m));
             let (id, index, slots) = (shard.id, shard.index, slots.clone());
-            old.push(Seed { id, index, slots, stay, led, previous: shard.members.clone() });
+            let size = size(id);
+            old.push(Seed { id, index, size, slots, stay, led, previous: shard.members.clone() });
         }
         let resized = old.len() != self.shards;
         while old.len() > self.shards {
@@ -165,7 +192,8 @@ impl<'a> Ground<'a> {
         while old.len() < self.shards {
             let Some(id) = fresh.find(|id| used.insert(*id)) else { break };
             let slots = SlotSet::empty();
-            old.push(Seed { id, index: 0, slots, stay: vec![], led: false, previous: vec![] });
+            let (stay, previous, size) = (vec![], vec![], size(id));
+            old.push(Seed { id, index: 0, size, slots, stay, led: false, previous });
         }
         if resized {
             for ((seed, slots), index) in old.iter_mut().zip(SlotSet::shares(self.shards)).zip(0..)
@@ -174,18 +202,18 @@ impl<'a> Ground<'a> {
             }
         }
         for seed in &mut old {
-            self.trim(&mut seed.stay);
+            self.trim(&mut seed.stay, seed.size);
         }
         old
     }
 
     /// Keeps of a shard with too many members the first, and those that share least.
-    fn trim(&self, stay: &mut Vec<usize>) {
-        if stay.len() <= self.members {
+    fn trim(&self, stay: &mut Vec<usize>, members: usize) {
+        if stay.len() <= members {
             return;
         }
         let mut kept = vec![stay[0]];
-        while kept.len() < self.members {
+        while kept.len() < members {
             let shared = |node: usize| -> Vec<(bool, usize)> {
                 let same = |level: &Level, other: usize| level.of[node] == level.of[other];
                 let each = self.levels.iter();
@@ -258,11 +286,15 @@ const SAFETY_TERMS: usize = 3;
 const UNEVEN: usize = 6;
 const AFTER_LOSS: usize = 8;
 
-/// Who sits where: the members of shard `s` at `s * members` onward, its primary first; the spares
+/// Who sits where: the members of each shard from its start onward, its primary first; the spares
 /// after all shards.
 struct Board<'a> {
     ground: &'a Ground<'a>,
     seats: Vec<usize>,
+    /// The first seat of each shard, and of the spares.
+    starts: Vec<usize>,
+    /// The shard that each seat belongs to; spares have the number after the last shard.
+    shard_at: Vec<usize>,
     /// The shard in which a node must stay.
     home: Vec<Option<usize>>,
     /// Whether a shard's primary is settled.
@@ -322,9 +354,17 @@ impl<'a> Board<'a> {
         let mut shards = deal_primaries(ground, seeds, &mut free);
         deal_replicas(ground, &mut shards, &mut free);
         let spares = (0..nodes).filter(|&node| free[node]);
+        let mut starts = vec![0];
+        starts.extend(ground.sizes.iter().scan(0, |seat, size| {
+            *seat += size;
+            Some(*seat)
+        }));
+        let shard_at = |seat| starts[1..].partition_point(|start| *start <= seat);
         let mut board = Self {
             ground,
             seats: shards.into_iter().flatten().chain(spares).collect(),
+            shard_at: (0..nodes).map(shard_at).collect(),
+            starts,
             home,
             led: seeds.iter().map(|seed| seed.led).collect(),
             settled: seeds.iter().map(|seed| !seed.stay.is_empty()).collect(),
@@ -339,13 +379,18 @@ impl<'a> Board<'a> {
     }
 
     fn shard(&self, shard: usize) -> &[usize] {
-        &self.seats[shard * self.ground.members..][..self.ground.members]
+        &self.seats[self.starts[shard]..self.starts[shard + 1]]
+    }
+
+    /// Whether a seat is a primary's.
+    fn is_first(&self, seat: usize) -> bool {
+        self.starts[self.shard_at[seat]] == seat && seat < self.seated()
     }
 
     /// Adds what a shard contributes to the score, or takes it away (`sign` -1).
     fn count(&mut self, shard: usize, sign: i64) {
-        let (members, replicas) = (self.ground.members, int(self.ground.members - 1));
-        let shard = &self.seats[shard * members..][..members];
+        let replicas = int(self.ground.members - 1);
+        let shard = &self.seats[self.starts[shard]..self.starts[shard + 1]];
         for (l, (level, tally)) in self.ground.levels.iter().zip(&mut self.tallies).enumerate() {
             let (with_primary, among) = tally.shared(&level.of, shard);
             let score = &mut self.score;
@@ -386,17 +431,16 @@ impl<'a> Board<'a> {
 
     /// The seats that belong to shards; those after them are the spares'.
     fn seated(&self) -> usize {
-        self.ground.shards * self.ground.members
+        self.starts[self.ground.shards]
     }
 
     /// Whether a pass over the replicas of unsafe shards improved anything.
     fn swap_replicas(&mut self) -> bool {
-        let (members, seated) = (self.ground.members, self.seated());
         let mut improved = false;
-        for x in (0..seated).filter(|x| x % members != 0) {
-            if self.is_unsafe(x / members) {
-                for y in (0..self.seats.len()).filter(|y| *y >= seated || y % members != 0) {
-                    improved |= self.try_turn(&[x, y]);
+        for x in 0..self.seated() {
+            if !self.is_first(x) && self.is_unsafe(self.shard_at[x]) {
+                for y in 0..self.seats.len() {
+                    improved |= !self.is_first(y) && self.try_turn(&[x, y]);
                 }
             }
         }
@@ -417,7 +461,7 @@ impl<'a> Board<'a> {
     /// Whether some three who traded places, one of them of an unsafe shard or any, improved it.
     fn turn(&mut self, of_unsafe: bool) -> bool {
         for x in 0..self.seated() {
-            if of_unsafe && !self.is_unsafe(x / self.ground.members) {
+            if of_unsafe && !self.is_unsafe(self.shard_at[x]) {
                 continue;
             }
             for y in (0..self.seats.len()).filter(|y| *y != x) {
@@ -438,10 +482,9 @@ impl<'a> Board<'a> {
 
     /// Whether members of a shard share more domains than so many members must.
     fn is_unsafe(&mut self, shard: usize) -> bool {
-        let members = self.ground.members;
-        let shard = &self.seats[shard * members..][..members];
+        let shard = &self.seats[self.starts[shard]..self.starts[shard + 1]];
         self.ground.levels.iter().zip(&mut self.tallies).any(|(level, tally)| {
-            tally.shared(&level.of, shard) > least_shared(members - 1, level.names.len())
+            tally.shared(&level.of, shard) > least_shared(shard.len() - 1, level.names.len())
         })
     }
 
@@ -459,15 +502,17 @@ impl<'a> Board<'a> {
         }
         let members = self.ground.members;
         if self.effort == 0
-            || seats.iter().all(|s| s % members != 0 && s / members == seats[0] / members)
+            || seats
+                .iter()
+                .all(|s| !self.is_first(*s) && self.shard_at[*s] == self.shard_at[seats[0]])
         {
             return false;
         }
         self.effort = self.effort.saturating_sub(members * N);
         let mut shards = [None; N];
         for (i, &seat) in seats.iter().enumerate().filter(|(_, seat)| **seat < self.seated()) {
-            if !shards.contains(&Some(seat / members)) {
-                shards[i] = Some(seat / members);
+            if !shards.contains(&Some(self.shard_at[seat])) {
+                shards[i] = Some(self.shard_at[seat]);
             }
         }
         let before = self.score;
@@ -490,10 +535,9 @@ impl<'a> Board<'a> {
 
     /// Whether a node may move to a seat.
     fn may_sit(&self, node: usize, seat: usize) -> bool {
-        let shard = seat / self.ground.members;
+        let shard = self.shard_at[seat];
         let at_home = self.home[node] == Some(shard);
-        let spare = shard >= self.ground.shards;
-        let first = !spare && seat.is_multiple_of(self.ground.members);
+        let first = self.is_first(seat);
         (at_home || self.home[node].is_none())
             && !(first && (self.led[shard] || (self.settled[shard] && !at_home)))
     }
@@ -505,6 +549,10 @@ impl Board<'_> {
     fn ideal(&self) -> Score {
         let (shards, replicas) = (int(self.ground.shards), int(self.ground.members - 1));
         let mut score = [0; 10];
+        if self.ground.sizes.iter().any(|size| *size != self.ground.members) {
+            // Deviating shards come from a layout that is mostly kept: the search is short.
+            return [i64::MIN; 10];
+        }
         for (l, level) in self.ground.levels.iter().enumerate() {
             let domains = int(level.names.len());
             let room: i64 = level.size.iter().map(|&size| size.min(level.cap)).sum();
@@ -524,7 +572,8 @@ impl Board<'_> {
 
     /// What the layout lacks on one level; `kept` says whether members of an earlier one stay.
     fn lacks(&self, level: &Level, kept: bool) -> Vec<Lack> {
-        let (shards, members) = (self.ground.shards, self.ground.members);
+        let shards = self.ground.shards;
+        let members = self.ground.sizes.iter().copied().max().unwrap_or(0);
         let word = level.word();
         let within = match level.over {
             Spread::Zone => "in",
@@ -536,7 +585,7 @@ impl Board<'_> {
         } else {
             ""
         };
-        if let ([only], true) = (level.names.as_slice(), shards * members > 1) {
+        if let ([only], true) = (level.names.as_slice(), self.seated() > 1) {
             let what = format!(
                 "all {} nodes are {at} {only}, whose loss takes them all",
                 self.seats.len()
@@ -632,7 +681,7 @@ impl Board<'_> {
     }
 
     fn placed(self, seeds: Vec<Seed>, mut warnings: Vec<Warning>) -> Result<Placed, Refusal> {
-        let (shards, members) = (self.ground.shards, self.ground.members);
+        let (shards, members, seated) = (self.ground.shards, self.ground.members, self.seated());
         let mut primaries = BTreeMap::new();
         let mut made = Vec::with_capacity(shards);
         for (s, seed) in seeds.into_iter().enumerate() {
@@ -643,20 +692,24 @@ impl Board<'_> {
             let same: BTreeSet<_> = seed.previous.iter().collect();
             // Whoever wrote the previous members may have had another order, which is no change.
             let unchanged =
-                seed.previous.len() == members && nodes.iter().all(|n| same.contains(n));
+                seed.previous.len() == nodes.len() && nodes.iter().all(|n| same.contains(n));
             let members = if unchanged { seed.previous } else { nodes };
             made.push((Shard { id: seed.id, index: seed.index, members }, seed.slots));
         }
         let mut spares: Vec<_> =
-            self.seats[shards * members..].iter().map(|&n| self.address(n).clone()).collect();
+            self.seats[seated..].iter().map(|&n| self.address(n).clone()).collect();
         spares.sort_unstable();
         if !spares.is_empty() {
             let names: Vec<_> = spares.iter().map(ToString::to_string).collect();
             let message = format!(
-                "{} with {} each need {} nodes, so {} stay{} spare",
+                "{} with {} each{} need {seated} nodes, so {} stay{} spare",
                 count(shards, "shard"),
                 count(members - 1, "replica"),
-                shards * members,
+                if self.ground.sizes.iter().all(|size| *size == members) {
+                    ""
+                } else {
+                    " (but for the overrides)"
+                },
                 list(&names),
                 if names.len() == 1 { "s" } else { "" },
             );
@@ -761,8 +814,10 @@ fn deal_replicas(ground: &Ground, shards: &mut [Vec<usize>], free: &mut [bool]) 
             }
         }
     }
-    for filled in 1..ground.members {
-        for shard in shards.iter_mut().filter(|shard| shard.len() == filled) {
+    let most = ground.sizes.iter().copied().max().unwrap_or(0);
+    for filled in 1..most {
+        let sized = shards.iter_mut().zip(&ground.sizes);
+        for (shard, _) in sized.filter(|(s, size)| s.len() == filled && filled < **size) {
             let primary = shard[0];
             let mut near: Vec<Vec<i64>> = domains.iter().map(|d| vec![0; *d]).collect();
             for (level, near) in ground.levels.iter().zip(&mut near) {
@@ -901,7 +956,10 @@ mod tests {
         replicas: u16,
         placement: &'a PlacementSpec,
     ) -> Request<'a> {
-        Request { topology: topology(), nodes, shards, replicas, placement, previous: None }
+        const NONE: &ClusterOverrides =
+            &ClusterOverrides { shards: vec![], drained: BTreeSet::new() };
+        let (topology, overrides, previous) = (topology(), NONE, None);
+        Request { topology, nodes, shards, replicas, overrides, placement, previous }
     }
 
     fn placed(nodes: &[NodeSpec], shards: u16, replicas: u16) -> Placed {
@@ -1080,6 +1138,35 @@ mod tests {
         let placement = PlacementSpec::default();
         let previous = Some(&previous.shards);
         place(&Request { previous, ..request(nodes, shards, replicas, &placement) }).unwrap()
+    }
+
+    #[test]
+    fn a_deviating_shard_stays_as_it_is_and_the_others_are_filled() {
+        let nodes = zoned("abcabcabc");
+        let before = placed(&nodes[..6], 3, 1);
+        let id = before.shards.as_slice()[1].0.id;
+        let overrides = ClusterOverrides {
+            shards: vec![crate::domain::spec::ShardOverride { shard: id, replicas: 3 }],
+            drained: BTreeSet::new(),
+        };
+        let placement = PlacementSpec::default();
+        let previous = Some(&before.shards);
+        let ask = Request { overrides: &overrides, previous, ..request(&nodes, 3, 1, &placement) };
+        let after = place(&ask).unwrap();
+        let sizes: Vec<_> = after.shards.iter().map(|(s, _)| s.members.len()).collect();
+        assert_eq!(sizes, [2, 4, 2]);
+        assert_eq!(after.spares.len(), 1);
+        for ((old, _), (new, _)) in before.shards.iter().zip(&after.shards) {
+            assert!(old.members.iter().all(|m| new.members.contains(m)));
+        }
+        let same = place(&Request { previous: Some(&after.shards), ..ask }).unwrap();
+        assert_eq!(same.shards, after.shards);
+        let elsewhere = TopologyId(uuid::Uuid::from_u128(1));
+        let fresh = Request { topology: elsewhere, previous: None, ..ask };
+        let refused = place(&fresh).unwrap_err();
+        assert!(refused.to_string().contains("/spec/overrides/shards/0/shard"), "{refused}");
+        let short = place(&Request { nodes: &nodes[..7], ..ask }).unwrap_err().to_string();
+        assert!(short.contains("need 8 nodes"), "{short}");
     }
 
     #[test]

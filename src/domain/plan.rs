@@ -1,10 +1,12 @@
 //! A plan's life: its states, what may be asked of it, and its legal transitions.
 //!
 //! ```text
-//! proposed ──► queued ──► running ⇄ paused
+//! proposed ──► queued ──► running ⇄ paused      (queued ──► paused where the world has moved)
 //!    │            │          │         │
 //!    └────────────┴──────────┴─────────┴──► succeeded · failed · cancelled · superseded (final)
 //! ```
+
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -34,10 +36,16 @@ pub struct Plan {
     pub from_version: i32,
     pub to_version: i32,
     pub fingerprint: String,
+    /// Each node's part of it.
+    pub prints: BTreeMap<Address, String>,
     pub accepted: Accepted,
     pub hazards: Vec<Hazard>,
     pub warnings: Vec<Warning>,
     pub retry_of: Option<PlanId>,
+    /// The active plan whose place it takes, until that one has made way for good.
+    pub displaces: Option<Displaces>,
+    /// The plan that takes its place.
+    pub displaced_by: Option<PlanId>,
     pub requested_by: String,
     pub reason: Option<String>,
     /// Set as soon as the plan is to fail; the state follows when nothing of it is left on nodes.
@@ -47,6 +55,22 @@ pub struct Plan {
     pub finished_at: Option<DateTime<Utc>>,
     pub steps_done: i64,
     pub steps_total: i64,
+}
+
+/// How one plan takes the place of another that is active.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Displaces {
+    pub plan: PlanId,
+    pub by: Displacement,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Displacement {
+    /// An emergency: the other pauses, and goes on afterwards.
+    Preempt,
+    /// The other ends.
+    Supersede,
 }
 
 /// One step of a plan, with how it goes.
@@ -113,8 +137,15 @@ pub enum WaitingFor {
     Convergence,
     /// A retry whose time has not come.
     Retry,
+    /// A shard that rests after a failover.
+    Hold,
+    /// A replica that takes a full copy.
+    Sync,
     /// An emergency that goes first.
     Preempted,
+    /// The world is not as this plan knew it (perhaps the database was restored from a backup):
+    /// look, then resume or cancel.
+    Stale,
 }
 
 /// Why a plan or a step failed, and what to do.
@@ -170,7 +201,9 @@ impl PlanState {
         use PlanState as S;
         match self {
             S::Proposed => matches!(next, S::Queued | S::Cancelled | S::Superseded),
-            S::Queued => matches!(next, S::Running | S::Cancelled | S::Superseded | S::Failed),
+            S::Queued => {
+                matches!(next, S::Running | S::Paused | S::Cancelled | S::Superseded | S::Failed)
+            }
             S::Running => {
                 matches!(next, S::Paused | S::Succeeded | S::Failed | S::Cancelled | S::Superseded)
             }
@@ -203,7 +236,20 @@ impl WaitingFor {
             Self::Node => "node",
             Self::Convergence => "convergence",
             Self::Retry => "retry",
+            Self::Hold => "hold",
+            Self::Sync => "sync",
             Self::Preempted => "preempted",
+            Self::Stale => "stale",
+        }
+    }
+}
+
+impl Displacement {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Preempt => "preempt",
+            Self::Supersede => "supersede",
         }
     }
 }

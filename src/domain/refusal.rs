@@ -7,6 +7,7 @@ use super::fault::Fault;
 use super::hazard::Hazard;
 use super::id::PlanId;
 use super::plan::PlanState;
+use super::settled::Offer;
 
 /// One field of a request that is wrong, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -56,14 +57,25 @@ pub enum Refusal {
     StaleFingerprint { expected: String, seen: String },
     #[error("{0}")]
     InUse(String),
-    #[error("the topology is not as wanted: {}", first(.0))]
-    Unsettled(Vec<FieldError>),
+    #[error("the topology is not as wanted: {}", first(.differences))]
+    Unsettled { differences: Vec<FieldError>, offers: Vec<Offer> },
+}
+
+impl Refusal {
+    /// Unsettled, with no way out that could be named.
+    #[must_use]
+    pub fn unsettled(differences: Vec<FieldError>) -> Self {
+        Self::Unsettled { differences, offers: vec![] }
+    }
 }
 
 fn first(errors: &[FieldError]) -> String {
     match errors {
         [] => String::from("no detail"),
+        [one] if one.pointer.is_empty() => one.detail.clone(),
         [one] => format!("{} ({})", one.detail, one.pointer),
-        [one, rest @ ..] => format!("{} ({}), and {} more", one.detail, one.pointer, rest.len()),
+        [one, rest @ ..] => {
+            format!("{}, and {} more", first(std::slice::from_ref(one)), rest.len())
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::id::ShardId;
 use super::node::Address;
 use super::refusal::FieldError;
 
@@ -15,7 +16,7 @@ use super::refusal::FieldError;
 pub const MAX_NODES: usize = 1000;
 
 /// The wanted topology. `mode` decides which fields there are.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "mode", rename_all = "snake_case")]
 pub enum Spec {
     Cluster(ClusterSpec),
@@ -24,7 +25,7 @@ pub enum Spec {
 }
 
 /// Redis Cluster: shards that share the 16384 hash slots.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClusterSpec {
     /// How many shards. Redis Cluster needs 3 primaries to elect a new one.
@@ -48,10 +49,49 @@ pub struct ClusterSpec {
     pub settings: BTreeMap<String, String>,
     #[serde(default)]
     pub failover: FailoverSpec,
+    /// What deviates in single shards and nodes. Plans write it; a new topology has none.
+    #[serde(default, skip_serializing_if = "ClusterOverrides::is_empty")]
+    pub overrides: ClusterOverrides,
+}
+
+/// Where shards and nodes are not like the others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterOverrides {
+    #[serde(default)]
+    #[schema(max_items = 1000)]
+    pub shards: Vec<ShardOverride>,
+    /// Nodes that are drained: no shard is given to them while another node is fit.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schema(value_type = Vec<Address>, max_items = 1000)]
+    pub drained: BTreeSet<Address>,
+}
+
+/// One shard that has another number of replicas than `replicas_per_shard`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ShardOverride {
+    /// The shard's id, as `layout` shows it.
+    pub shard: ShardId,
+    #[schema(minimum = 0, maximum = 999)]
+    pub replicas: u16,
+}
+
+impl ClusterOverrides {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.shards.is_empty() && self.drained.is_empty()
+    }
+
+    /// How many replicas a shard is to have, if it deviates.
+    #[must_use]
+    pub fn replicas_of(&self, shard: ShardId) -> Option<u16> {
+        self.shards.iter().find(|o| o.shard == shard).map(|o| o.replicas)
+    }
 }
 
 /// One primary with replicas.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReplicationSpec {
     #[schema(minimum = 0, maximum = 999)]
@@ -71,7 +111,7 @@ pub struct ReplicationSpec {
 }
 
 /// One primary with replicas, and Sentinels that watch them.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SentinelSpec {
     #[schema(minimum = 1, maximum = 999)]
@@ -337,7 +377,11 @@ impl ClusterSpec {
     /// How many nodes the shards need.
     #[must_use]
     pub fn needed(&self) -> usize {
-        usize::from(self.shards) * (usize::from(self.replicas_per_shard) + 1)
+        let replicas = usize::from(self.replicas_per_shard);
+        let overrides = &self.overrides.shards;
+        let deviating: usize = overrides.iter().map(|o| usize::from(o.replicas) + 1).sum();
+        let others = usize::from(self.shards).saturating_sub(overrides.len());
+        others * (replicas + 1) + deviating
     }
 
     fn validate(&self) -> Vec<FieldError> {
@@ -351,14 +395,32 @@ impl ClusterSpec {
                 ),
             ));
         }
+        let mut named = BTreeSet::new();
+        for (i, deviating) in self.overrides.shards.iter().enumerate() {
+            if !named.insert(deviating.shard) {
+                wrong.push(FieldError::new(
+                    format!("/overrides/shards/{i}/shard"),
+                    "the shard is listed twice; name each once",
+                ));
+            }
+        }
         let distinct: BTreeSet<_> = self.nodes.iter().map(|n| &n.address).collect();
+        for (i, node) in self.overrides.drained.iter().enumerate() {
+            if !distinct.contains(node) {
+                wrong.push(FieldError::new(
+                    format!("/overrides/drained/{i}"),
+                    format!("{node} is none of `nodes`; take it out of `drained`"),
+                ));
+            }
+        }
         if self.shards >= 3 && distinct.len() < self.needed() {
             wrong.push(FieldError::new(
                 "/nodes",
                 format!(
-                    "{} shards with {} replicas each need {} nodes, {} are given; add nodes or ask for fewer",
+                    "{} shards with {} replicas each{} need {} nodes, {} are given; add nodes or ask for fewer",
                     self.shards,
                     self.replicas_per_shard,
+                    if self.overrides.shards.is_empty() { "" } else { " (but for the overrides)" },
                     self.needed(),
                     distinct.len()
                 ),

@@ -13,7 +13,10 @@ use utoipa::ToSchema;
 
 use super::id::ShardId;
 use super::node::Address;
+use super::observation::{Observation, Sighting};
 use super::slot::SlotSet;
+use super::topology::{Shard, Topology};
+use super::view;
 
 /// What a topology survives.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -110,6 +113,33 @@ impl Group {
     fn leader(&self) -> Option<&Address> {
         self.primary.as_ref().filter(|p| self.members.iter().any(|m| m.address == **p))
     }
+}
+
+/// The shards with the places of their members, and with the primaries that are seen.
+#[must_use]
+pub fn groups(wanted: &Topology, seen: &Observation) -> Vec<Group> {
+    let places = wanted.places();
+    let part = |address: &Address| {
+        let place = places.get(address);
+        Part {
+            address: address.clone(),
+            zone: place.map_or(String::new(), |p| p.zone.clone()),
+            host: place.map_or(address.host().to_owned(), |p| p.machine().to_owned()),
+        }
+    };
+    // Who is silent now is no help in the next loss.
+    let silent = |a: &&Address| matches!(seen.sighting(a), Sighting::Silent(_));
+    let living = |shard: &Shard| {
+        let living: Vec<_> = shard.members.iter().filter(|a| !silent(a)).map(part).collect();
+        if living.is_empty() { shard.members.iter().map(part).collect() } else { living }
+    };
+    let group = |(shard, slots): (&Shard, SlotSet)| Group {
+        id: shard.id,
+        members: living(shard),
+        primary: view::primary_of(shard, &slots, seen).settled().cloned(),
+        slots,
+    };
+    wanted.layout.shards().into_iter().map(group).collect()
 }
 
 /// Tries every failure.

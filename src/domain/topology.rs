@@ -156,6 +156,27 @@ impl Layout {
 }
 
 impl Topology {
+    /// The same without these members, but for one of each shard.
+    #[must_use]
+    pub fn without(&self, nodes: &BTreeSet<Address>) -> Self {
+        let Layout::Cluster { shards } = &self.layout else { return self.clone() };
+        let thinned = |(shard, slots): &(Shard, SlotSet)| {
+            let mut left = shard.clone();
+            left.members.retain(|m| !nodes.contains(m));
+            (if left.members.is_empty() { shard.clone() } else { left }, slots.clone())
+        };
+        let shards = Shards(shards.iter().map(thinned).collect());
+        Self { layout: Layout::Cluster { shards }, ..self.clone() }
+    }
+
+    /// The data nodes that the spec names without giving them a part.
+    #[must_use]
+    pub fn spares(&self) -> BTreeSet<&Address> {
+        let members = self.layout.members();
+        let nodes = self.spec.nodes().iter().map(|n| &n.address);
+        nodes.filter(|a| !members.contains(a)).collect()
+    }
+
     /// The zone and machine of each node that the spec names.
     #[must_use]
     pub fn places(&self) -> BTreeMap<&Address, &NodeSpec> {

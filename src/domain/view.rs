@@ -1,11 +1,13 @@
 //! What follows from an observation: who is primary, how each shard and the whole are doing.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::id::ShardId;
-use super::node::Address;
-use super::observation::{ClusterView, Observation, Report, Role, Sighting};
+use super::node::{Address, ClusterNodeId};
+use super::observation::{ClusterView, Observation, Peer, Report, Role, Sighting};
 use super::slot::SlotSet;
 use super::topology::{Layout, Shard};
 
@@ -65,9 +67,68 @@ pub fn agreed_primary(shard: &Shard, slots: &SlotSet, seen: &Observation) -> Opt
     majority_shows(&primary, slots, seen).then_some(primary)
 }
 
+/// Who serves most of these slots, as a majority of the nodes that were seen shows it; that node may
+/// be dead.
+#[must_use]
+pub fn owner_shown<'a>(slots: &SlotSet, seen: &'a Observation) -> Option<&'a ClusterNodeId> {
+    let views = seen.nodes.keys().filter_map(|a| seen.view(a));
+    let views: Vec<&ClusterView> = views.filter(|v| v.peers.len() > 1).collect();
+    let mut shown: BTreeMap<&ClusterNodeId, usize> = BTreeMap::new();
+    for view in &views {
+        let served = |p: &Peer| p.slots.intersection(slots).count();
+        let owner = view.peers.iter().filter(|(_, p)| served(p) > 0);
+        if let Some((id, _)) = owner.max_by_key(|(_, p)| served(p)) {
+            *shown.entry(id).or_default() += 1;
+        }
+    }
+    shown.into_iter().find(|(_, votes)| votes * 2 > views.len()).map(|(id, _)| id)
+}
+
+/// The slots that a cluster node serves: by its own word, or as others show it.
+#[must_use]
+pub fn slots_of(id: &ClusterNodeId, seen: &Observation) -> SlotSet {
+    let own = seen.by_cluster_id(id).and_then(|a| seen.view(a)).map(ClusterView::my_slots);
+    let shown = || {
+        let views = seen.nodes.keys().filter_map(|a| seen.view(a));
+        views.filter_map(|v| v.peers.get(id)).map(|p| &p.slots).max_by_key(|s| s.count()).cloned()
+    };
+    own.or_else(shown).unwrap_or_default()
+}
+
+/// Whether all that answer and know a cluster node believe that it has failed.
+#[must_use]
+pub fn has_failed(id: &ClusterNodeId, seen: &Observation) -> bool {
+    let views = seen.nodes.keys().filter_map(|a| seen.view(a)).filter(|v| v.my_id != *id);
+    let mut known = views.filter_map(|v| v.peers.get(id)).peekable();
+    known.peek().is_some() && known.all(|p| p.failed)
+}
+
+/// Where a cluster node lives: by its own word, or by what others say.
+#[must_use]
+pub fn address_of<'a>(id: &ClusterNodeId, seen: &'a Observation) -> Option<&'a Address> {
+    let told = || {
+        let views = seen.nodes.keys().filter_map(|a| seen.view(a));
+        views.filter_map(|v| v.peers.get(id)).find_map(|p| p.address.as_ref())
+    };
+    seen.by_cluster_id(id).or_else(told)
+}
+
+/// The cluster node that lives at an address: by its own word, or by what others say.
+#[must_use]
+pub fn identity_at<'a>(node: &Address, seen: &'a Observation) -> Option<&'a ClusterNodeId> {
+    if let Some(view) = seen.view(node) {
+        return Some(&view.my_id);
+    }
+    let views = seen.nodes.keys().filter_map(|a| seen.view(a));
+    let mut told = views.flat_map(|v| &v.peers).filter(|(_, p)| p.address.as_ref() == Some(node));
+    told.next().map(|(id, _)| id)
+}
+
+/// Nodes that met nobody have no say: spares, and nodes that were reset.
 fn majority_shows(owner: &Address, slots: &SlotSet, seen: &Observation) -> bool {
     let Some(id) = seen.view(owner).map(|v| &v.my_id) else { return false };
-    let views: Vec<&ClusterView> = seen.nodes.keys().filter_map(|a| seen.view(a)).collect();
+    let views = seen.nodes.keys().filter_map(|a| seen.view(a));
+    let views: Vec<&ClusterView> = views.filter(|v| v.peers.len() > 1).collect();
     let agreeing = views
         .iter()
         .filter(|v| v.peers.get(id).is_some_and(|p| !p.slots.intersection(slots).is_empty()));
@@ -150,6 +211,17 @@ pub fn shards(layout: &Layout, seen: &Observation) -> Vec<ShardStatus> {
     layout.shards().iter().map(|(shard, slots)| shard_status(shard, slots, seen)).collect()
 }
 
+/// Whether some shard has no primary, or nobody serves some slot that the layout has.
+#[must_use]
+pub fn is_uncovered(layout: &Layout, seen: &Observation) -> bool {
+    let statuses = shards(layout, seen);
+    let all = |sets: Vec<&SlotSet>| sets.iter().fold(SlotSet::empty(), |all, s| all.union(s));
+    let wanted = layout.shards();
+    let wanted = all(wanted.iter().map(|(_, slots)| slots).collect());
+    let served = all(statuses.iter().map(|s| &s.slots).collect());
+    statuses.iter().any(|s| s.primary.is_none()) || !wanted.difference(&served).is_empty()
+}
+
 fn shard_status(shard: &Shard, slots: &SlotSet, seen: &Observation) -> ShardStatus {
     let primary = primary_of(shard, slots, seen).settled().cloned();
     let served = primary.as_ref().and_then(|p| seen.view(p)).map(ClusterView::my_slots);
@@ -224,7 +296,9 @@ pub fn phase(layout: &Layout, seen: &Observation, life: Life) -> Phase {
     let serves = statuses.iter().all(|s| s.primary.is_some()) && !cluster_fails();
     let well = reports.len() == members.len()
         && statuses.iter().flat_map(|s| &s.replicas).all(|r| r.state == ReplicaState::Online);
-    if !life.created {
+    if *layout == Layout::Gone {
+        Phase::Deleting
+    } else if !life.created {
         Phase::Creating
     } else if reports.is_empty() {
         Phase::Unknown

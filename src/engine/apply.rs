@@ -13,7 +13,7 @@ use crate::domain::placement::Warning;
 use crate::domain::step::Step;
 use crate::domain::step::command::Verb;
 use crate::engine::look::{Logins, target};
-use crate::fleet::Fleet;
+use crate::fleet::{Fence, Fleet, Target};
 
 /// Sends a step's commands; the warnings are what a person should know although it went well.
 pub async fn apply(
@@ -21,13 +21,15 @@ pub async fn apply(
     step: &Step,
     seen: &Observation,
     logins: &Logins,
+    fence: Fence,
 ) -> Result<Option<Warning>, Fault> {
     let mut by_node: BTreeMap<Address, Vec<Verb>> = BTreeMap::new();
     for command in step.action().commands(seen) {
         by_node.entry(command.node).or_default().push(command.verb);
     }
     for (node, verbs) in by_node {
-        if let Err(error) = fleet.send(&target(&node, logins), &verbs).await {
+        let target = Target { fence: Some(fence), ..target(&node, logins) };
+        if let Err(error) = fleet.send(&target, &verbs).await {
             return forgive(step, error.into());
         }
     }
@@ -47,14 +49,28 @@ fn forgive(step: &Step, fault: Fault) -> Result<Option<Warning>, Fault> {
         })),
         // Gossip may have withdrawn what the last look showed; the next look tells.
         Step::Replicate(_) if fault.message.contains("Unknown node") => Ok(None),
+        // An election went before; the next look tells who is primary.
+        Step::FailOver(_)
+            if fault.message.contains("to a replica")
+                || fault.message.contains("is down or failed") =>
+        {
+            Ok(None)
+        }
+        // Whoever does not know it need not forget it.
+        Step::Forget(_) if fault.message.contains("Unknown node") => Ok(None),
         Step::RestoreSettings(_)
         | Step::RewriteConfig(_)
         | Step::ResetNode(_)
+        | Step::Forget(_)
         | Step::Configure(_)
         | Step::SetTemporary(_)
         | Step::ClaimSlots(_)
         | Step::Meet(_)
         | Step::Replicate(_)
-        | Step::AwaitAgreement(_) => Err(fault),
+        | Step::AwaitAgreement(_)
+        | Step::AwaitSync(_)
+        | Step::BumpEpoch(_)
+        | Step::FailOver(_)
+        | Step::Leave(_) => Err(fault),
     }
 }

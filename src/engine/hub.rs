@@ -1,7 +1,6 @@
-//! Wakes whoever follows the journal, and passes on progress, which is never stored.
+//! Wakes whoever reads the journal, and passes on progress, which is never stored.
 //!
-//! A notification carries nothing: followers read the journal itself. One listener per process
-//! stands between them and the database.
+//! A notification carries nothing: the [tail](super::tail) reads the journal itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::Engine;
 use crate::domain::id::PlanId;
 use crate::domain::plan::Progress;
-use crate::store::journal::CHANNEL;
+use crate::store::journal::{BELLS, CHANNEL};
 
 /// Progress of one step: the latest word wins, and none is needed for correctness.
 #[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
@@ -46,7 +45,7 @@ impl Hub {
 
     /// Changes whenever there may be something new to read.
     #[must_use]
-    pub fn follow(&self) -> watch::Receiver<u64> {
+    pub(super) fn follow(&self) -> watch::Receiver<u64> {
         self.wake.subscribe()
     }
 
@@ -70,11 +69,15 @@ pub(super) async fn listen(engine: Arc<Engine>, stop: CancellationToken) {
     while !stop.is_cancelled() {
         let listening = async {
             let mut listener = PgListener::connect_with(engine.store.pool()).await?;
-            listener.listen(CHANNEL).await?;
+            listener.listen_all([CHANNEL, BELLS]).await?;
+            // What was missed while nobody listened is read now.
+            engine.hub.ring();
             loop {
-                // What was missed while nobody listened is read now.
-                engine.hub.ring();
-                listener.recv().await?;
+                let told = listener.recv().await?;
+                match told.payload().parse::<uuid::Uuid>() {
+                    Ok(topology) if told.channel() == BELLS => engine.ring(topology.into()),
+                    Ok(_) | Err(_) => engine.hub.ring(),
+                }
             }
         };
         let ended: Result<std::convert::Infallible, sqlx::Error> = tokio::select! {

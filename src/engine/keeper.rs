@@ -1,22 +1,30 @@
-//! One task per topology: observe → plan → act, again until nothing is left, then watch.
+//! One task per topology, on the instance that holds its lease: observe → plan → act, again until
+//! nothing is left, then watch.
 //!
 //! Each turn commits what it is about to do (steps, marks) before the first command goes out, and
 //! believes nothing that a later look does not show. So a turn may end anywhere, and the next one,
 //! of this process or another, goes on from what it sees.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::Engine;
+use super::judge::Judge;
+use super::lease::Lease;
 use super::look::LoginError;
 use super::run::{self, Run};
 use super::watcher::Watch;
+use crate::domain::event::EventType;
 use crate::domain::id::TopologyId;
-use crate::domain::plan::{Plan, PlanState};
+use crate::domain::plan::{Displacement, Plan, PlanError, PlanState, Requested, WaitingFor};
+use crate::domain::planner::{self, Goal, Question, Terms};
+use crate::engine::desk::DeskError;
 use crate::store::StoreError;
+use crate::store::plans::Move;
+use crate::store::topologies::StoredTopology;
 
 /// Before reading again what somebody else just changed.
 const READ_AGAIN: Duration = Duration::from_millis(20);
@@ -24,69 +32,80 @@ const READ_AGAIN: Duration = Duration::from_millis(20);
 const SUSPECT_POLL: Duration = Duration::from_millis(250);
 
 #[derive(Debug, thiserror::Error)]
-pub(super) enum KeepError {
+pub enum KeepError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
     Login(#[from] LoginError),
 }
 
-/// Keeps one topology until it is deleted or the process stops.
-pub(super) async fn keep(
-    engine: Arc<Engine>,
-    id: TopologyId,
-    bell: Arc<Notify>,
-    stop: CancellationToken,
-) {
-    // Also if a turn panics: then the supervisor starts another keeper.
-    let _leaving = Leaving { engine: engine.clone(), id };
-    let mut keeper = Keeper { engine: engine.clone(), id, watch: None, run: None };
-    while !stop.is_cancelled() {
+/// Keeps one topology until it is deleted, its lease is over, or the process stops; then gives the
+/// lease back.
+pub(super) async fn keep(engine: Arc<Engine>, lease: Arc<Lease>, stop: CancellationToken) {
+    // Also if a turn panics: then nobody renews the lease, and the topology is taken anew.
+    let _leaving = Leaving { engine: engine.clone(), lease: lease.clone() };
+    let mut keeper = Keeper::new(engine.clone(), lease.clone());
+    while !stop.is_cancelled() && !lease.over.is_cancelled() {
         let pause = match keeper.turn().await {
             Ok(Some(pause)) => pause,
-            Ok(None) => break,
+            Ok(None) | Err(KeepError::Store(StoreError::Fenced)) => break,
             // Somebody else moved the plan between read and write: read again.
             Err(KeepError::Store(StoreError::Moved(_))) => READ_AGAIN,
             Err(error) => {
-                tracing::warn!(topology = %id, error = &error as &dyn std::error::Error, "a turn failed");
+                tracing::warn!(topology = %keeper.id, error = &error as &dyn std::error::Error, "a turn failed");
                 keeper.run = None;
                 Duration::from_secs(1)
             }
         };
         tokio::select! {
             () = stop.cancelled() => {}
-            () = bell.notified() => {}
+            () = lease.over.cancelled() => {}
+            () = lease.rung() => {}
             () = tokio::time::sleep(pause) => {}
         }
+    }
+    if let Err(error) = engine.store.release(lease.held).await {
+        tracing::warn!(topology = %keeper.id, error = &error as &dyn std::error::Error, "a lease could not be given back; it runs out by itself");
     }
 }
 
 struct Leaving {
     engine: Arc<Engine>,
-    id: TopologyId,
+    lease: Arc<Lease>,
 }
 
 impl Drop for Leaving {
     fn drop(&mut self) {
-        self.engine.forget(self.id);
+        self.engine.let_go(&self.lease);
     }
 }
 
-struct Keeper {
+pub struct Keeper {
     engine: Arc<Engine>,
+    lease: Arc<Lease>,
     id: TopologyId,
     watch: Option<Watch>,
+    judge: Option<Judge>,
     run: Option<Run>,
+    /// Since when a plan that is to begin anew was tried to be thought through.
+    redrafting: Option<Instant>,
 }
 
 impl Keeper {
+    #[must_use]
+    pub fn new(engine: Arc<Engine>, lease: Arc<Lease>) -> Self {
+        let id = lease.held.topology;
+        Self { engine, lease, id, watch: None, judge: None, run: None, redrafting: None }
+    }
+
     /// One look and what follows from it; how long to pause until the next, or `None` when the
     /// topology is gone.
-    async fn turn(&mut self) -> Result<Option<Duration>, KeepError> {
+    pub async fn turn(&mut self) -> Result<Option<Duration>, KeepError> {
         let engine = self.engine.clone();
         if let Some(run) = &mut self.run {
+            self.judge = None;
             let plan = engine.store.plan(run.plan).await?;
-            if is_at_work(&plan) {
+            if is_at_work(&plan) && (plan.displaced_by.is_none() || run::is_winding_down(&plan)) {
                 let watch = self.watch.get_or_insert_default();
                 return Ok(Some(run.turn(&engine, watch, &plan).await?));
             }
@@ -96,16 +115,29 @@ impl Keeper {
         if self.watch.is_none() {
             self.watch = Some(Watch::resume(&engine, &stored).await?);
         }
-        if let Some(plan) = engine.store.active_plan(self.id).await?.filter(is_at_work) {
-            match Run::resume(&engine, stored, &plan).await {
-                Ok(run) => self.run = Some(run),
+        if let Some(plan) = self.plan_at_work().await? {
+            self.lease.busy.store(true, Ordering::Relaxed);
+            self.judge = None;
+            let waited = plan.displaces.is_some_and(|d| d.by == Displacement::Supersede);
+            if waited && plan.state == PlanState::Queued {
+                return self.redraft(&stored, &plan).await.map(Some);
+            }
+            self.redrafting = None;
+            match Run::resume(&engine, self.lease.clone(), stored, &plan).await {
+                Ok(mut run) => {
+                    let watch = self.watch.get_or_insert_default();
+                    let pause = run.turn(&engine, watch, &plan).await?;
+                    self.run = Some(run);
+                    return Ok(Some(pause));
+                }
                 Err(KeepError::Login(error)) if error.is_lasting() => {
-                    run::end_locked_out(&engine, &plan, &error).await?;
+                    run::end_locked_out(&engine, self.lease.held, &plan, &error).await?;
+                    return Ok(Some(Duration::ZERO));
                 }
                 Err(error) => return Err(error),
             }
-            return Ok(Some(Duration::ZERO));
         }
+        self.lease.busy.store(false, Ordering::Relaxed);
         let watch = self.watch.get_or_insert_default();
         let logins = match engine.logins(stored.wanted.spec.credentials()).await {
             Ok(logins) => logins,
@@ -117,15 +149,102 @@ impl Keeper {
                 return Err(error.into());
             }
         };
-        let mut seen = engine.look(&stored.wanted.spec, &logins, watch.seen.as_deref()).await;
-        seen.marks = engine.store.marks(self.id).await?;
-        watch.note(&engine, &stored, Arc::new(seen)).await?;
+        let marks = engine.store.marks(self.id).await?;
+        let marked = marks.iter().map(|m| m.node.clone()).collect();
+        let before = watch.seen.as_deref();
+        let mut seen = engine.look(&stored.wanted.spec, &marked, &logins, before).await;
+        seen.marks = marks;
+        let settled = planner::settled_marks(&Question {
+            want: &stored.wanted,
+            seen: &seen,
+            terms: &Terms::default(),
+            policy: &engine.policy,
+            goal: Goal::Converge,
+        });
+        if !settled.is_empty() {
+            engine.store.clear_marks(self.lease.held, &settled).await?;
+            seen.marks.retain(|m| !settled.contains(m));
+        }
+        let seen = Arc::new(seen);
+        watch.note(&engine, self.lease.held, &stored, seen.clone()).await?;
+        if self.judge.is_none() {
+            self.judge = Some(Judge::resume(&engine, self.id).await?);
+        }
+        if let Some(judge) = &mut self.judge {
+            judge.note(&engine, self.lease.held, &stored, &seen).await?;
+        }
         let suspects = watch.health.has_suspects();
         Ok(Some(if suspects {
             SUSPECT_POLL.min(engine.watch_interval)
         } else {
             engine.watch_interval
         }))
+    }
+
+    /// A plan that waited for another to end begins from how things stand now; where it cannot, it
+    /// fails before anything was done. A node that does not answer is waited for first.
+    async fn redraft(
+        &mut self,
+        stored: &StoredTopology,
+        plan: &Plan,
+    ) -> Result<Duration, KeepError> {
+        let (engine, held) = (&self.engine, self.lease.held);
+        let since = *self.redrafting.get_or_insert_with(Instant::now);
+        let deadline = Duration::from_millis(engine.policy.wait_deadline_ms);
+        let patient = since.elapsed() < deadline;
+        let refusal = match engine.redraft(held, stored, plan, patient).await {
+            Ok(true) => return Ok(Duration::ZERO),
+            Ok(false) => return Ok(SUSPECT_POLL),
+            Err(DeskError::Store(StoreError::Refused(refusal)) | DeskError::Refused(refusal)) => {
+                refusal.to_string()
+            }
+            Err(error @ (DeskError::NoSecretKey | DeskError::Store(StoreError::Sealed))) => {
+                error.to_string()
+            }
+            Err(DeskError::Store(error) | DeskError::Unread { source: error, .. }) => {
+                return Err(error.into());
+            }
+        };
+        let mut to = Move::to(PlanState::Failed, EventType::PlanFailed);
+        let error = PlanError {
+            code: "refused".to_owned(),
+            message: refusal,
+            node: None,
+            recovery: "The plan that it superseded has ended. See how the topology stands, then ask for what is wanted now.".to_owned(),
+        };
+        to.data = serde_json::json!({ "error": error });
+        to.error = Some(error);
+        engine.store.move_plan(Some(held), plan, &to, "reeve").await?;
+        Ok(Duration::ZERO)
+    }
+
+    /// The plan whose turn it is. One that another is to take the place of goes on only until it is
+    /// at a safe point.
+    async fn plan_at_work(&self) -> Result<Option<Plan>, StoreError> {
+        let store = &self.engine.store;
+        let Some(base) = store.active_plan(self.id).await? else { return Ok(None) };
+        let Some(other) = base.displaced_by else {
+            // It came to rest for an emergency that was over by then.
+            if base.state == PlanState::Paused && base.waiting_for == Some(WaitingFor::Preempted) {
+                store.resume_preempted_plan(self.lease.held, &base).await?;
+                return Ok(Some(store.plan(base.id).await?).filter(is_at_work));
+            }
+            return Ok(Some(base).filter(is_at_work));
+        };
+        let other = store.plan(other).await?;
+        let Some(displaces) = other.displaces else { return Ok(Some(other).filter(is_at_work)) };
+        let at_rest = matches!(base.state, PlanState::Queued | PlanState::Paused)
+            && base.requested.is_none()
+            && base.error.is_none();
+        match displaces.by {
+            Displacement::Preempt if at_rest => Ok(Some(other).filter(is_at_work)),
+            Displacement::Preempt if base.requested.is_none() && base.error.is_none() => {
+                let why = Some(WaitingFor::Preempted);
+                store.request_as_keeper(self.lease.held, &base, Requested::Pause, why).await?;
+                Ok(Some(store.plan(base.id).await?))
+            }
+            Displacement::Preempt | Displacement::Supersede => Ok(Some(base).filter(is_at_work)),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! time.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::join_all;
 
@@ -13,7 +13,7 @@ use crate::domain::fault::Fault;
 use crate::domain::node::Address;
 use crate::domain::observation::{Observation, Sighting, Silence};
 use crate::domain::spec::{CredentialNames, Spec};
-use crate::fleet::{Ask, FleetError, Target};
+use crate::fleet::{Ask, Fence, FleetError, Target};
 use crate::store::StoreError;
 
 /// The logins that a topology uses, opened.
@@ -66,18 +66,59 @@ impl Engine {
         }
     }
 
-    /// One round over all nodes of a spec. Who was silent before keeps the time since when.
+    /// One round over all nodes of a spec, and over `also`. Who was silent before keeps the time
+    /// since when.
     pub async fn look(
         &self,
         spec: &Spec,
+        also: &BTreeSet<Address>,
         logins: &Logins,
         before: Option<&Observation>,
     ) -> Observation {
-        let ask = ask(spec);
-        let looks = spec.nodes().iter().chain(spec.sentinels()).map(|node| {
-            let target = target(&node.address, logins);
-            let ask = &ask;
+        self.look_past(spec, also, logins, before, None).await
+    }
+
+    /// The same for whoever sends commands under a lease: a node is taken for seen only when nothing
+    /// can still run there that was sent before. So what a look shows cannot be overtaken.
+    pub async fn look_past(
+        &self,
+        spec: &Spec,
+        also: &BTreeSet<Address>,
+        logins: &Logins,
+        before: Option<&Observation>,
+        barred: Option<(Fence, &Cleared)>,
+    ) -> Observation {
+        let named = spec.nodes().iter().chain(spec.sentinels()).map(|node| &node.address);
+        let all: BTreeSet<&Address> = named.chain(also).collect();
+        let ask = ask(spec.settings().keys());
+        self.round(all.into_iter(), &ask, logins, before, barred).await
+    }
+
+    /// One round over nodes of which no spec is known yet.
+    pub async fn look_at(&self, nodes: &BTreeSet<Address>, logins: &Logins) -> Observation {
+        self.round(nodes.iter(), &ask(std::iter::empty()), logins, None, None).await
+    }
+
+    async fn round<'a>(
+        &self,
+        nodes: impl Iterator<Item = &'a Address>,
+        ask: &Ask,
+        logins: &Logins,
+        before: Option<&Observation>,
+        barred: Option<(Fence, &Cleared)>,
+    ) -> Observation {
+        let looks = nodes.map(|address| {
+            let mut target = target(address, logins);
             async move {
+                if let Some((fence, cleared)) = barred {
+                    target.fence = Some(fence);
+                    if !cleared.contains(&target.address) {
+                        if let Err(error) = self.fleet.fence(&target).await {
+                            return (target.address, Err(error));
+                        }
+                        cleared.insert(target.address.clone());
+                    }
+                }
                 let looked = self.fleet.look(&target, ask).await;
                 (target.address, looked)
             }
@@ -109,6 +150,25 @@ impl Engine {
     }
 }
 
+/// The nodes on which nothing can still run that was sent before, or under an earlier lease.
+#[derive(Debug, Default)]
+pub struct Cleared(Mutex<BTreeSet<Address>>);
+
+impl Cleared {
+    fn contains(&self, node: &Address) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(node)
+    }
+
+    fn insert(&self, node: Address) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(node);
+    }
+
+    /// After a command whose outcome is not known: the node is barred until it was fenced again.
+    pub fn bar(&self, node: &Address) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
+    }
+}
+
 /// How to reach one node of a topology.
 #[must_use]
 pub fn target(address: &Address, logins: &Logins) -> Target {
@@ -116,12 +176,13 @@ pub fn target(address: &Address, logins: &Logins) -> Target {
         address: address.clone(),
         login: logins.admin.clone(),
         replication: logins.replication.clone(),
+        fence: None,
     }
 }
 
-/// The settings that plans for this spec read or write.
-fn ask(spec: &Spec) -> Ask {
-    let mut settings: BTreeSet<String> = spec.settings().keys().cloned().collect();
+/// The settings that a spec names, and those that plans read or write.
+fn ask<'a>(settings: impl Iterator<Item = &'a String>) -> Ask {
+    let mut settings: BTreeSet<String> = settings.cloned().collect();
     settings.insert("cluster-node-timeout".to_owned());
     settings.insert("repl-diskless-sync-delay".to_owned());
     Ask { settings }

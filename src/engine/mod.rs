@@ -1,24 +1,34 @@
 //! What works in the background, and the desk where requests are handed in.
 //!
 //! - [`desk`] turns a request into a stored plan, or into a refusal.
+//! - [`lease`] sees that each topology is kept by one instance, and that the instances share them.
 //! - [`keeper`] is one task per topology: it looks, and hands what it saw to the plan in hand
 //!   ([`run`]), which has the planner decide and [`apply`] carry out.
+//! - [`judge`] tells faults and risks as findings, while no plan is at work.
+//! - [`restored`] notices that the database was put back to an older state.
 //! - [`watcher`] tells what a look changed: health, primaries, the past.
-//! - [`hub`] wakes whoever follows the journal and passes progress on.
+//! - [`hub`] listens to the database and passes progress on; [`tail`] reads what is new in the
+//!   journal, once for all streams, and [`guests`] sees that no stream outlives its token.
 //!
 //! Everything in memory here is a cache: a process that starts anew reads Postgres, looks at the
 //! nodes, and goes on.
 
 pub mod apply;
 pub mod desk;
+pub mod guests;
 pub mod hub;
-mod keeper;
+mod judge;
+pub mod keeper;
+pub mod lease;
 pub mod look;
+mod restored;
 mod run;
+pub mod tail;
 mod verdict;
 mod watcher;
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -26,19 +36,26 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::guests::Guests;
 use self::hub::Hub;
+use self::lease::Lease;
+use self::restored::NewestEvent;
+use self::tail::Tail;
 use crate::domain::id::TopologyId;
 use crate::domain::observation::Observation;
 use crate::domain::policy::Policy;
 use crate::fleet::Fleet;
 use crate::store::Store;
 use crate::store::credentials::SecretKey;
+use crate::store::leases::Instance;
 
 /// What the background work and the desk share.
 pub struct Engine {
     pub store: Store,
     pub fleet: Arc<dyn Fleet>,
     pub hub: Hub,
+    pub tail: Tail,
+    pub guests: Arc<Guests>,
     pub policy: Policy,
     /// How often each topology is looked at while nothing is done to it.
     pub watch_interval: Duration,
@@ -46,42 +63,64 @@ pub struct Engine {
     pub secret_key: Option<SecretKey>,
     /// What was seen last, by topology.
     seen: RwLock<HashMap<TopologyId, Arc<Observation>>>,
-    /// Wakes the keeper of a topology before its time.
-    bells: Mutex<HashMap<TopologyId, Arc<Notify>>>,
-    /// Wakes the supervisor, which starts keepers for new topologies.
+    pub me: Instance,
+    pub lease_ttl: Duration,
+    /// How long the commands of one step may take; a lease covers them before they are sent.
+    pub commands_within: Duration,
+    /// What this instance holds now.
+    leases: Mutex<HashMap<TopologyId, Arc<Lease>>>,
+    /// Has leases looked after now, since there may be a new one to take.
     arrivals: Notify,
+    /// Whether this instance is the one that watches spare nodes: of all, the one that is there for
+    /// longest.
+    eldest: AtomicBool,
+    newest_event: NewestEvent,
+}
+
+/// How the engine is to work.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub me: Instance,
+    pub policy: Policy,
+    pub watch_interval: Duration,
+    pub lease_ttl: Duration,
+    pub commands_within: Duration,
+    pub secret_key: Option<SecretKey>,
 }
 
 impl Engine {
     #[must_use]
-    pub fn new(
-        store: Store,
-        fleet: Arc<dyn Fleet>,
-        policy: Policy,
-        watch_interval: Duration,
-        secret_key: Option<SecretKey>,
-    ) -> Arc<Self> {
+    pub fn new(store: Store, fleet: Arc<dyn Fleet>, options: Options) -> Arc<Self> {
         Arc::new(Self {
             store,
             fleet,
             hub: Hub::new(),
-            policy,
-            watch_interval,
-            secret_key,
+            tail: Tail::new(),
+            guests: Arc::default(),
+            policy: options.policy,
+            watch_interval: options.watch_interval,
+            secret_key: options.secret_key,
             seen: RwLock::default(),
-            bells: Mutex::default(),
+            me: options.me,
+            lease_ttl: options.lease_ttl,
+            commands_within: options.commands_within,
+            leases: Mutex::default(),
             arrivals: Notify::new(),
+            eldest: AtomicBool::new(false),
+            newest_event: NewestEvent::default(),
         })
     }
 
     /// Starts everything that works in the background; `tasks` ends when it has stopped.
     pub fn start(self: &Arc<Self>, stop: &CancellationToken, tasks: &TaskTracker) {
         tasks.spawn(hub::listen(self.clone(), stop.clone()));
+        tasks.spawn(tail::run(self.clone(), stop.clone()));
+        tasks.spawn(guests::watch(self.clone(), stop.clone()));
         tasks.spawn(watcher::watch_spares(self.clone(), stop.clone()));
-        tasks.spawn(supervise(self.clone(), stop.clone(), tasks.clone()));
+        tasks.spawn(lease::tend(self.clone(), stop.clone(), tasks.clone()));
     }
 
-    /// What was last seen of a topology by this process.
+    /// What was last seen of a topology by this process, if it keeps it.
     #[must_use]
     pub fn last_seen(&self, topology: TopologyId) -> Option<Arc<Observation>> {
         self.seen.read().unwrap_or_else(PoisonError::into_inner).get(&topology).cloned()
@@ -91,52 +130,33 @@ impl Engine {
         self.seen.write().unwrap_or_else(PoisonError::into_inner).insert(topology, seen);
     }
 
-    fn forget(&self, topology: TopologyId) {
-        self.seen.write().unwrap_or_else(PoisonError::into_inner).remove(&topology);
-        self.bells.lock().unwrap_or_else(PoisonError::into_inner).remove(&topology);
-    }
-
-    /// Has a topology looked at now, and a keeper started if it is new.
+    /// Has a topology looked at now, or taken if nobody keeps it yet.
     pub fn ring(&self, topology: TopologyId) {
-        let bells = self.bells.lock().unwrap_or_else(PoisonError::into_inner);
-        match bells.get(&topology) {
-            Some(bell) => bell.notify_one(),
+        match self.leases.lock().unwrap_or_else(PoisonError::into_inner).get(&topology) {
+            Some(lease) => lease.ring(),
             None => self.arrivals.notify_one(),
         }
     }
 
-    /// The bell of a topology; `None` when its keeper is at work already.
-    fn hang_bell(&self, topology: TopologyId) -> Option<Arc<Notify>> {
-        let mut bells = self.bells.lock().unwrap_or_else(PoisonError::into_inner);
-        if bells.contains_key(&topology) {
-            return None;
-        }
-        let bell = Arc::new(Notify::new());
-        bells.insert(topology, bell.clone());
-        Some(bell)
+    fn leases(&self) -> Vec<Arc<Lease>> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
-}
 
-/// Sees that every topology has its keeper. Postgres is asked each second; a ring only hurries.
-async fn supervise(engine: Arc<Engine>, stop: CancellationToken, tasks: TaskTracker) {
-    loop {
-        match engine.store.topology_ids().await {
-            Err(error) => tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "topologies cannot be listed"
-            ),
-            Ok(ids) => {
-                for id in ids {
-                    if let Some(bell) = engine.hang_bell(id) {
-                        tasks.spawn(keeper::keep(engine.clone(), id, bell, stop.clone()));
-                    }
-                }
-            }
+    fn hold(&self, lease: &Arc<Lease>) {
+        let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(older) = leases.insert(lease.held.topology, lease.clone()) {
+            older.over.cancel();
         }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = engine.arrivals.notified() => {}
-            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+    }
+
+    /// Ends the keeper of a lease and forgets what it saw, unless a newer lease took its place.
+    fn let_go(&self, lease: &Lease) {
+        lease.over.cancel();
+        let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
+        let topology = lease.held.topology;
+        if leases.get(&topology).is_some_and(|l| l.held == lease.held) {
+            leases.remove(&topology);
+            self.seen.write().unwrap_or_else(PoisonError::into_inner).remove(&topology);
         }
     }
 }

@@ -10,21 +10,27 @@ use super::Engine;
 use super::apply::apply;
 use super::hub::StepProgress;
 use super::keeper::KeepError;
-use super::look::{LoginError, Logins};
+use super::lease::Lease;
+use super::look::{Cleared, LoginError, Logins};
 use super::verdict;
 use super::watcher::Watch;
 use crate::clock::jitter;
 use crate::domain::event::{EventType, NewEvent};
-use crate::domain::fault::{Fault, Retry};
+use crate::domain::fault::{Fault, NO_REPLY, Retry};
 use crate::domain::health::Health;
 use crate::domain::id::PlanId;
-use crate::domain::observation::Observation;
+use crate::domain::intent::Intent;
+use crate::domain::node::Address;
+use crate::domain::observation::{MarkKind, Observation};
+use crate::domain::placement::Warning;
 use crate::domain::plan::{
     Plan, PlanError, PlanState, Progress, Requested, StepRecord, StepState, WaitingFor,
 };
 use crate::domain::planner::{self, Goal, Next, Question, Terms};
 use crate::domain::step::{Check, Step, StepKey, Wait};
+use crate::fleet::Fence;
 use crate::store::StoreError;
+use crate::store::leases::{DATABASE_RESTORED, Held};
 use crate::store::plans::Move;
 use crate::store::steps::Round;
 use crate::store::topologies::StoredTopology;
@@ -36,12 +42,23 @@ const POLL_LAST: Duration = Duration::from_millis(250);
 const TELL_AT_MOST: Duration = Duration::from_millis(250);
 /// A sight that is older is no ground for commands.
 const STALE: Duration = Duration::from_secs(3);
+/// Beside the commands' own time, a lease is stretched by this much before they are sent.
+const SPARE: Duration = Duration::from_secs(1);
+
+/// The warning of a plan that was found to know less than the nodes do. Whoever resumes it then
+/// has seen it.
+const WORLD_AHEAD: &str = "world_ahead";
 
 /// What is remembered of the plan in hand between turns; nothing that a restart would miss.
 pub(super) struct Run {
     pub plan: PlanId,
+    lease: Arc<Lease>,
     stored: StoredTopology,
     logins: Logins,
+    /// Where nothing can still run that was sent before.
+    cleared: Cleared,
+    /// Steps that were never begun, as far as the database knows; looked at once.
+    unbegun: Option<Vec<Step>>,
     /// Steps that were begun and not yet seen to be done.
     begun: BTreeMap<StepKey, Step>,
     tries: BTreeMap<StepKey, Tries>,
@@ -69,20 +86,34 @@ impl Run {
     /// Takes a plan in hand, wherever it stands.
     pub async fn resume(
         engine: &Engine,
-        stored: StoredTopology,
+        lease: Arc<Lease>,
+        mut stored: StoredTopology,
         plan: &Plan,
     ) -> Result<Self, KeepError> {
+        // A plan that is to make way may not be the one that made the present version.
+        let wanted = &stored.wanted;
+        if wanted.version != plan.to_version
+            && let Some(own) =
+                engine.store.version(wanted.id, &wanted.name, plan.to_version).await?
+        {
+            stored.wanted = own.wanted;
+        }
         let logins = engine.logins(stored.wanted.spec.credentials()).await?;
         let steps = engine.store.steps(plan.id, 0, i64::MAX).await?;
         let agreed = |s: &StepRecord| {
             matches!(s.step, Step::AwaitAgreement(_)) && s.state == StepState::Done
         };
         let formed = steps.iter().any(agreed);
+        let unbegun = steps.iter().filter(|s| s.state == StepState::Pending);
+        let unbegun = unbegun.map(|s| s.step.clone()).collect();
         let begun = steps.into_iter().filter(|s| s.state == StepState::Running);
         Ok(Self {
             plan: plan.id,
+            lease,
             stored,
             logins,
+            cleared: Cleared::default(),
+            unbegun: Some(unbegun),
             begun: begun.map(|s| (s.key, s.step)).collect(),
             tries: BTreeMap::new(),
             given_up: BTreeSet::new(),
@@ -100,19 +131,34 @@ impl Run {
         watch: &mut Watch,
         plan: &Plan,
     ) -> Result<Duration, KeepError> {
-        if plan.state == PlanState::Queued && plan.requested.is_none() {
-            let started = Move::to(PlanState::Running, EventType::PlanStarted);
-            engine.store.move_plan(plan, &started, "reeve").await?;
+        let held = self.lease.held;
+        let spec = &self.stored.wanted.spec;
+        let barred = Some((fence(held), &self.cleared));
+        let marks = engine.store.marks(plan.topology_id).await?;
+        let marked = marks.iter().map(|m| &m.node);
+        let also = plan.terms.others().chain(marked).cloned().collect();
+        let before = watch.seen.as_deref();
+        let mut seen = engine.look_past(spec, &also, &self.logins, before, barred).await;
+        let looked_at = Instant::now();
+        seen.marks = marks;
+        watch.note(engine, held, &self.stored, Arc::new(seen.clone())).await?;
+
+        if let Some(why) = self.stale(plan, &seen) {
+            // Where this process knows why the world is ahead, all plans pause for that.
+            if !engine.notice_restore(engine.store.newest_event().await?).await? {
+                self.pause_stale(engine, plan, why).await?;
+            }
             return Ok(Duration::ZERO);
         }
-        let spec = &self.stored.wanted.spec;
-        let mut seen = engine.look(spec, &self.logins, watch.seen.as_deref()).await;
-        seen.marks = engine.store.marks(plan.topology_id).await?;
-        watch.note(engine, &self.stored, Arc::new(seen.clone())).await?;
-
-        let looked_at = Instant::now();
+        if plan.state == PlanState::Queued && plan.requested.is_none() {
+            let started = Move::to(PlanState::Running, EventType::PlanStarted);
+            engine.store.move_plan(Some(held), plan, &started, "reeve").await?;
+            return Ok(Duration::ZERO);
+        }
         let winding_down = is_winding_down(plan);
-        let goal = if winding_down { Goal::WindDown } else { Goal::Converge };
+        // What is seen is accepted as it is: nothing is to be done to any node.
+        let untouched = matches!(plan.intent, Intent::AcceptDrift(_));
+        let goal = if winding_down || untouched { Goal::WindDown } else { Goal::Converge };
         let terms = Terms { forming: plan.terms.forming && !self.formed, ..plan.terms.clone() };
         let asked = Question {
             want: &self.stored.wanted,
@@ -121,12 +167,15 @@ impl Run {
             policy: &engine.policy,
             goal,
         };
-        let settled = planner::settled_marks(&asked);
+        let (settled, formed) = (planner::settled_marks(&asked), planner::has_formed(&asked));
         seen.marks.retain(|m| !settled.contains(m));
         let done: Vec<StepKey> = self
             .begun
             .iter()
-            .filter(|(_, step)| step.action().check(&seen) == Check::Done)
+            .filter(|(_, step)| match step {
+                Step::AwaitAgreement(_) => formed,
+                step => step.action().check(&seen) == Check::Done,
+            })
             .map(|(key, _)| key.clone())
             .collect();
         for key in &done {
@@ -184,9 +233,53 @@ impl Run {
         round: Round,
     ) -> Result<(), KeepError> {
         if !round.is_empty() {
-            engine.store.record_round(plan, &round).await?;
+            engine.store.record_round(self.lease.held, plan, &round, Duration::ZERO).await?;
         }
         Ok(())
+    }
+
+    /// Why the plan must not go on from what it remembers, if the world is not as it knows it.
+    fn stale(&mut self, plan: &Plan, seen: &Observation) -> Option<String> {
+        let unbegun = self.unbegun.take().unwrap_or_default();
+        let told = |w: &Warning| w.code == WORLD_AHEAD || w.code == DATABASE_RESTORED;
+        if is_winding_down(plan) || plan.warnings.iter().any(told) {
+            return None;
+        }
+        if plan.state == PlanState::Queued {
+            let bound =
+                !plan.intent.is_emergency() && plan.displaces.is_none() && !plan.prints.is_empty();
+            // One that does not answer now is waited for by the steps that need it.
+            let now = seen.prints().into_iter().filter(|(a, _)| seen.report(a).is_some());
+            let moved =
+                |(a, print): &(Address, String)| plan.prints.get(a).is_some_and(|p| p != print);
+            let moved: Vec<_> = now.filter(moved).map(|(a, _)| a.to_string()).collect();
+            return (bound && !moved.is_empty())
+                .then(|| format!("{} no longer as when this plan was made", are(&moved)));
+        }
+        let ahead = planner::ahead_of_record(&unbegun, seen);
+        let first = ahead.first()?;
+        Some(format!(
+            "{} of its steps are done although the database says that they were never begun, such as {first}: the database may have been restored from a backup that is older than the nodes, or somebody else is at work",
+            ahead.len()
+        ))
+    }
+
+    async fn pause_stale(
+        &self,
+        engine: &Engine,
+        plan: &Plan,
+        why: String,
+    ) -> Result<(), KeepError> {
+        let held = self.lease.held;
+        tracing::warn!(plan = %plan.id, why, "a plan pauses");
+        let mut to = Move::to(PlanState::Paused, EventType::PlanPaused);
+        to.waiting_for = Some(WaitingFor::Stale);
+        to.data = serde_json::json!({ "waiting_for": WaitingFor::Stale, "why": why });
+        let message = format!("{why}. Look at the topology; then resume the plan, or cancel it");
+        let warning = Warning { code: WORLD_AHEAD.to_owned(), message };
+        // With the move: a warning alone would say that somebody had seen it.
+        to.warning = Some(warning);
+        Ok(engine.store.move_plan(Some(held), plan, &to, "reeve").await?)
     }
 
     fn moved(&mut self) {
@@ -206,8 +299,8 @@ impl Run {
         let hazards: Vec<_> = steps.iter().flat_map(|s| s.action().hazards()).collect();
         if !plan.accepted.lacking(&hazards, engine.policy.free_pause_ms).is_empty() {
             self.commit(engine, plan, round).await?;
-            engine.store.set_waiting(plan.id, Some(WaitingFor::Consent)).await?;
-            engine.store.request(plan, Requested::Pause).await?;
+            let (held, why) = (self.lease.held, Some(WaitingFor::Consent));
+            engine.store.request_as_keeper(held, plan, Requested::Pause, why).await?;
             return Ok(Duration::ZERO);
         }
         // A step that is ready again although its commands were taken had no effect.
@@ -247,17 +340,27 @@ impl Run {
 
         round.marks_set = due.iter().flat_map(|s| s.action().marks(seen)).collect();
         round.begun = due;
+        let (held, within) = (self.lease.held, engine.commands_within + SPARE);
         let recording = Instant::now();
-        engine.store.record_round(plan, &round).await?;
-        if !is_winding_down(plan) {
-            self.waits_for(engine, plan, None).await?;
-        }
-        if recording.elapsed() > STALE {
+        engine.store.record_round(held, plan, &round, within).await?;
+        self.lease.stretched(recording, within);
+        self.waits_for(engine, plan, None).await?;
+        // Whoever was frozen since must not send what it has on its lips.
+        if recording.elapsed() > STALE || !self.lease.lasts(engine.commands_within) {
             return Ok(Duration::ZERO);
         }
-        let sent = round.begun.iter().map(|step| apply(&*engine.fleet, step, seen, &self.logins));
+        let fence = fence(held);
+        let sent =
+            round.begun.iter().map(|step| apply(&*engine.fleet, step, seen, &self.logins, fence));
         let outcomes = join_all(sent).await;
         self.moved();
+        for outcome in &outcomes {
+            if let Err(Fault { code, node: Some(node), .. }) = outcome
+                && code == NO_REPLY
+            {
+                self.cleared.bar(node);
+            }
+        }
         for (step, outcome) in round.begun.iter().zip(outcomes) {
             let key = step.action().key();
             self.begun.insert(key.clone(), step.clone());
@@ -271,7 +374,7 @@ impl Run {
             match outcome {
                 Ok(warning) => {
                     if let Some(warning) = warning {
-                        engine.store.warn(plan.id, &warning).await?;
+                        engine.store.warn(held, plan.id, &warning).await?;
                     }
                     let marks_cleared = step.action().clears();
                     self.commit(engine, plan, Round { marks_cleared, ..Round::default() }).await?;
@@ -290,7 +393,7 @@ impl Run {
                     tries.last = Some(fault.clone());
                     engine
                         .store
-                        .record_failure(plan, step, &verdict::failed(&fault), pause)
+                        .record_failure(held, plan, step, &verdict::failed(&fault), pause)
                         .await?;
                 }
             }
@@ -308,7 +411,8 @@ impl Run {
         mut round: Round,
     ) -> Result<Duration, KeepError> {
         // Steps that send nothing begin by being waited for.
-        let silent = waits.iter().map(|(s, _)| s).filter(|s| matches!(s, Step::AwaitAgreement(_)));
+        let sends_nothing = |s: &&Step| matches!(s, Step::AwaitAgreement(_) | Step::AwaitSync(_));
+        let silent = waits.iter().map(|(s, _)| s).filter(sends_nothing);
         let fresh = silent.filter(|s| !self.begun.contains_key(&s.action().key()));
         round.begun = fresh.cloned().collect();
         for step in &round.begun {
@@ -327,6 +431,11 @@ impl Run {
         else {
             return Ok(self.poll);
         };
+        // These end by themselves, however long they take.
+        if matches!(wait.reason, WaitingFor::Hold | WaitingFor::Sync) {
+            self.moved_at = Instant::now();
+            self.waits_for(engine, plan, Some(wait.reason)).await?;
+        }
         if self.moved_at.elapsed() >= Duration::from_millis(engine.policy.wait_deadline_ms) {
             self.doom(engine, plan, Some(step), verdict::timed_out(wait)).await?;
             return Ok(Duration::ZERO);
@@ -347,8 +456,9 @@ impl Run {
         plan: &Plan,
         waiting_for: Option<WaitingFor>,
     ) -> Result<(), KeepError> {
-        if plan.waiting_for != waiting_for {
-            engine.store.set_waiting(plan.id, waiting_for).await?;
+        // What a plan that winds down waits for is told by what was asked of it.
+        if plan.waiting_for != waiting_for && !is_winding_down(plan) {
+            engine.store.set_waiting(self.lease.held, plan.id, waiting_for).await?;
         }
         Ok(())
     }
@@ -380,7 +490,10 @@ impl Run {
             at.elapsed() >= TELL_AT_MOST && (*last != told || at.elapsed() >= TELL_AT_MOST * 8)
         });
         if fresh {
-            engine.store.record_progress(plan.id, &told.step, &told.progress).await?;
+            engine
+                .store
+                .record_progress(self.lease.held, plan.id, &told.step, &told.progress)
+                .await?;
             engine.hub.tell_progress(told.clone());
             self.told = Some((Instant::now(), told));
         }
@@ -410,7 +523,7 @@ impl Run {
             .by("reeve")
         });
         let events: Vec<_> = event.into_iter().collect();
-        engine.store.doom_plan(plan, &error, &events).await?;
+        engine.store.doom_plan(self.lease.held, plan, &error, &events).await?;
         self.begun.clear();
         self.tries.clear();
         self.moved();
@@ -433,6 +546,7 @@ impl Run {
             }
             (None, Some(Requested::Pause)) => {
                 let waiting_for = match plan.waiting_for {
+                    Some(WaitingFor::Preempted) => WaitingFor::Preempted,
                     Some(WaitingFor::Consent) => WaitingFor::Consent,
                     Some(_) | None => WaitingFor::Operator,
                 };
@@ -444,17 +558,31 @@ impl Run {
             (None, None) => Move::to(PlanState::Succeeded, EventType::PlanSucceeded),
         };
         if to.state.is_final() {
-            to.data["marks_left"] = engine.store.marks(plan.topology_id).await?.len().into();
+            let marks = engine.store.marks(plan.topology_id).await?;
+            // A shard rests longer than its plan.
+            let left = marks.iter().filter(|m| !matches!(m.what, MarkKind::Hold(_))).count();
+            to.data["marks_left"] = left.into();
         }
-        engine.store.move_plan(plan, &to, "reeve").await?;
+        engine.store.move_plan(Some(self.lease.held), plan, &to, "reeve").await?;
         metrics::counter!("reeve_plans_total", "kind" => plan.intent.kind(), "state" => to.state.as_str())
             .increment(1);
         Ok(())
     }
 }
 
+fn are(nodes: &[String]) -> String {
+    match nodes {
+        [one] => format!("{one} is"),
+        several => format!("{} are", several.join(", ")),
+    }
+}
+
+fn fence(held: Held) -> Fence {
+    Fence { topology: held.topology, token: held.token }
+}
+
 /// Whether the plan goes on only to take away what it left on nodes.
-fn is_winding_down(plan: &Plan) -> bool {
+pub(super) fn is_winding_down(plan: &Plan) -> bool {
     plan.requested.is_some() || plan.error.is_some()
 }
 
@@ -462,12 +590,14 @@ fn is_winding_down(plan: &Plan) -> bool {
 fn is_patient(watch: &Watch, seen: &Observation) -> bool {
     let missing = |node| seen.report(node).is_none();
     let down = |node| watch.health.health.get(node) == Some(&Health::Down);
-    seen.marks.iter().any(|m| missing(&m.node) && !down(&m.node))
+    let ours = |node| seen.nodes.contains_key(node);
+    seen.marks.iter().any(|m| ours(&m.node) && missing(&m.node) && !down(&m.node))
 }
 
 /// Ends a plan whose nodes nobody can log in to any more: what it left on them stays marked.
 pub(super) async fn end_locked_out(
     engine: &Engine,
+    held: Held,
     plan: &Plan,
     why: &LoginError,
 ) -> Result<(), StoreError> {
@@ -486,5 +616,5 @@ pub(super) async fn end_locked_out(
     let mut to = Move::to(state, event);
     to.data = serde_json::json!({ "error": error });
     to.error = Some(error);
-    engine.store.move_plan(plan, &to, "reeve").await
+    engine.store.move_plan(Some(held), plan, &to, "reeve").await
 }

@@ -1,17 +1,17 @@
 //! How a plan's failure is told: its code, its words, and what to do next.
 
-use crate::domain::fault::{Fault, NO_REPLY, UNREACHABLE};
+use crate::domain::fault::{ANOTHER_NODE, Fault, NO_REPLY, UNREACHABLE};
 use crate::domain::plan::{PlanError, WaitingFor};
 use crate::domain::step::{Blocker, Step, Wait};
 
 /// A command that failed.
 pub(super) fn failed(fault: &Fault) -> PlanError {
     let code = match fault.code.as_str() {
-        UNREACHABLE | NO_REPLY | "no_effect" => fault.code.clone(),
+        UNREACHABLE | NO_REPLY | ANOTHER_NODE | "no_effect" => fault.code.clone(),
         _ => fault.reference().unwrap_or("rejected").to_owned(),
     };
     let message = match code.as_str() {
-        UNREACHABLE | NO_REPLY | "no_effect" => fault.message.clone(),
+        UNREACHABLE | NO_REPLY | ANOTHER_NODE | "no_effect" => fault.message.clone(),
         _ => format!("{} {}", fault.code, fault.message),
     };
     PlanError { code, message, node: fault.node.clone(), recovery: fault.recovery().to_owned() }

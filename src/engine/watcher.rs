@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -19,6 +20,7 @@ use crate::domain::observation::{Observation, Sighting};
 use crate::domain::view;
 use crate::fleet::Ask;
 use crate::store::StoreError;
+use crate::store::leases::Held;
 use crate::store::nodes::NodeFilter;
 use crate::store::topologies::StoredTopology;
 
@@ -113,6 +115,7 @@ impl Watch {
     pub async fn note(
         &mut self,
         engine: &Engine,
+        held: Held,
         stored: &StoredTopology,
         seen: Arc<Observation>,
     ) -> Result<(), StoreError> {
@@ -134,7 +137,7 @@ impl Watch {
         if due || !self.pending.is_empty() {
             let health = &self.health.health;
             let id = stored.wanted.id;
-            engine.store.record_look(id, &seen, health, changed, &self.pending).await?;
+            engine.store.record_look(held, id, &seen, health, changed, &self.pending).await?;
             self.pending.clear();
             self.written = Some((Instant::now(), fingerprint));
         }
@@ -171,11 +174,14 @@ impl Watch {
     }
 }
 
-/// Looks at the registered nodes that belong to no topology.
+/// Looks at the registered nodes that belong to no topology, on one instance, so that what happens
+/// to them is told once.
 pub(super) async fn watch_spares(engine: Arc<Engine>, stop: CancellationToken) {
     let (mut book, mut pending) = (HealthBook::default(), Vec::new());
     loop {
-        if let Err(error) = look_at_spares(&engine, &mut book, &mut pending).await {
+        if !engine.eldest.load(Ordering::Relaxed) {
+            (book, pending) = Default::default();
+        } else if let Err(error) = look_at_spares(&engine, &mut book, &mut pending).await {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "spare nodes cannot be watched"

@@ -33,6 +33,10 @@ impl<F: Fleet> Fleet for Metered<F> {
         Box::pin(timed("knock", self.inner.knock(node, port)))
     }
 
+    fn fence<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<(), FleetError>> {
+        Box::pin(timed("fence", self.inner.fence(target)))
+    }
+
     fn send<'a>(
         &'a self,
         target: &'a Target,

@@ -5,6 +5,7 @@
 
 pub mod metered;
 pub mod redis;
+pub mod sim;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use futures::future::BoxFuture;
 
 use crate::domain::credential::Credential;
 use crate::domain::fault::{Fault, NO_REPLY, UNREACHABLE};
+use crate::domain::id::TopologyId;
 use crate::domain::node::Address;
 use crate::domain::observation::Report;
 use crate::domain::step::command::Verb;
@@ -30,6 +32,12 @@ pub trait Fleet: Send + Sync + 'static {
     /// Opens and closes a TCP connection to one of the node's ports.
     fn knock<'a>(&'a self, node: &'a Address, port: u16) -> BoxFuture<'a, Result<(), FleetError>>;
 
+    /// Makes sure that nothing that was sent to the node before can still run there: what this
+    /// process lost the reply of, and what earlier holders of the topology's lease sent. `Ok` says
+    /// that the node answered on a connection of the present holder, after those of earlier ones
+    /// were ended there.
+    fn fence<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<(), FleetError>>;
+
     /// Sends commands in order over one connection and stops counting at the first that fails:
     /// `Ok` says that every one was answered with success.
     fn send<'a>(
@@ -39,6 +47,14 @@ pub trait Fleet: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<(), FleetError>>;
 }
 
+/// Whom a connection for sending belongs to: the holder of a topology's lease, by the lease's
+/// token, which only grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fence {
+    pub topology: TopologyId,
+    pub token: i64,
+}
+
 /// Where a node is and how to log in there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
@@ -46,6 +62,8 @@ pub struct Target {
     pub login: Option<Arc<Credential>>,
     /// What its replicas should log in with, where the topology names it.
     pub replication: Option<Arc<Credential>>,
+    /// On whose behalf commands are sent; nothing for whoever only looks.
+    pub fence: Option<Fence>,
 }
 
 /// What a look should read beside the usual.

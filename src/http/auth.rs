@@ -14,6 +14,7 @@ use super::App;
 use super::error::ApiError;
 use crate::domain::access::Role;
 use crate::domain::node::Labels;
+use crate::domain::spec::CredentialNames;
 use crate::engine::Engine;
 use crate::store::tokens::Token;
 
@@ -58,15 +59,9 @@ pub fn digest(secret: &str) -> Vec<u8> {
     Sha256::digest(secret.as_bytes()).to_vec()
 }
 
-async fn caller(parts: &Parts, engine: &Arc<Engine>) -> Result<Caller, ApiError> {
-    let bearer = parts
-        .headers
-        .get(header::AUTHORIZATION)
-        .and_then(|v| v.to_str().ok())
-        .and_then(|v| v.split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-        .map(|(_, token)| token.trim());
-    let token = match (bearer, ticket(parts)) {
+/// Who sent a request.
+pub(super) async fn caller(parts: &Parts, engine: &Arc<Engine>) -> Result<Caller, ApiError> {
+    let token = match (bearer(parts), ticket(parts)) {
         (Some(token), _) => engine.store.token_by_digest(&digest(token)).await?,
         (None, Some(ticket)) => engine.store.token_by_ticket(&digest(&ticket)).await?,
         (None, None) => {
@@ -79,6 +74,13 @@ async fn caller(parts: &Parts, engine: &Arc<Engine>) -> Result<Caller, ApiError>
     token
         .map(|token| Caller { token })
         .ok_or_else(|| ApiError::new("unauthorized", "the token is unknown, expired or revoked"))
+}
+
+/// The token that a request carries.
+pub(super) fn bearer(parts: &Parts) -> Option<&str> {
+    let value = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 /// Tickets count on streams alone: a URL ends up in more logs than a header does.
@@ -121,6 +123,38 @@ impl Caller {
         }
     }
 
+    /// Refuses a new topology that is not the token's to make.
+    pub fn make(
+        &self,
+        name: &str,
+        labels: &Labels,
+        credentials: &CredentialNames,
+    ) -> Result<(), ApiError> {
+        let Some(scope) = &self.token.scope else { return Ok(()) };
+        if !scope.covers(name, labels) {
+            return Err(ApiError::new("forbidden", "this token is limited to other topologies"));
+        }
+        // Otherwise it could have somebody else's password sent to a node of its own.
+        if *credentials != CredentialNames::default() {
+            return Err(ApiError::new(
+                "forbidden",
+                "a token that is limited to some topologies cannot name credentials; let one that is not create the topology",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Refuses logins that a token which is limited to some topologies would bring into one.
+    pub fn respec(&self, now: &CredentialNames, new: &CredentialNames) -> Result<(), ApiError> {
+        if self.token.scope.is_none() || now == new {
+            return Ok(());
+        }
+        Err(ApiError::new(
+            "forbidden",
+            "a token that is limited to some topologies cannot change which credentials one uses; let one that is not do so",
+        ))
+    }
+
     /// Refuses what concerns the whole fleet to a token that is limited to some topologies.
     pub fn unlimited(&self) -> Result<(), ApiError> {
         match self.token.scope {
@@ -132,7 +166,6 @@ impl Caller {
     /// The names that the token may see, or `None` for all.
     pub async fn visible(&self, engine: &Engine) -> Result<Option<Vec<String>>, ApiError> {
         let Some(scope) = &self.token.scope else { return Ok(None) };
-        let all = engine.store.topology_labels().await?;
-        Ok(Some(all.into_iter().filter(|(n, l)| scope.covers(n, l)).map(|(n, _)| n).collect()))
+        Ok(Some(scope.among(&engine.store.topology_labels().await?)))
     }
 }

@@ -16,6 +16,7 @@ use crate::domain::fault::Fault;
 use crate::domain::hazard::Hazard;
 use crate::domain::id::PlanId;
 use crate::domain::refusal::{FieldError, Refusal};
+use crate::domain::settled::Offer;
 use crate::engine::desk::DeskError;
 use crate::store::StoreError;
 
@@ -43,6 +44,9 @@ pub struct Problem {
     /// Hazards that lack consent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hazards: Vec<Hazard>,
+    /// What may be asked for instead.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub offers: Vec<Offer>,
     /// The plan that is in the way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active_plan: Option<PlanId>,
@@ -83,6 +87,7 @@ const CODES: &[(&str, StatusCode, &str)] = &[
     ("stale_fingerprint", StatusCode::CONFLICT, "The nodes have changed"),
     ("unsettled", StatusCode::CONFLICT, "The topology is not as wanted"),
     ("in_use", StatusCode::CONFLICT, "It is still in use"),
+    ("idempotency_in_flight", StatusCode::CONFLICT, "The same request is being carried out"),
     ("secret_key_missing", StatusCode::CONFLICT, "No secret key is configured"),
     ("gone", StatusCode::GONE, "What was asked for is no longer kept"),
     ("precondition_failed", StatusCode::PRECONDITION_FAILED, "It has changed since it was read"),
@@ -95,12 +100,18 @@ const CODES: &[(&str, StatusCode, &str)] = &[
     ("invalid_body", StatusCode::UNPROCESSABLE_ENTITY, "The body does not make sense"),
     ("unsupported", StatusCode::UNPROCESSABLE_ENTITY, "This is not supported"),
     (
+        "idempotency_key_reused",
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "The key stands for another request",
+    ),
+    (
         "placement_impossible",
         StatusCode::UNPROCESSABLE_ENTITY,
         "The nodes cannot be spread as demanded",
     ),
     ("precondition_required", StatusCode::PRECONDITION_REQUIRED, "If-Match is required"),
     ("internal", StatusCode::INTERNAL_SERVER_ERROR, "Something went wrong here"),
+    ("busy", StatusCode::SERVICE_UNAVAILABLE, "Something else was in the way"),
     ("database_unavailable", StatusCode::SERVICE_UNAVAILABLE, "The database is unavailable"),
 ];
 
@@ -129,6 +140,15 @@ impl ApiError {
         self
     }
 
+    /// The same for a body that has its spec below `place`.
+    #[must_use]
+    pub fn with_spec_in(mut self, place: &str) -> Self {
+        for error in self.0.errors.iter_mut().filter(|e| e.pointer.starts_with("/spec")) {
+            error.pointer.insert_str(0, place);
+        }
+        self
+    }
+
     pub fn not_found(kind: &'static str, name: impl Into<String>) -> Self {
         Refusal::NotFound { kind, name: name.into() }.into()
     }
@@ -139,6 +159,13 @@ impl ApiError {
             "internal",
             "the failure is in Reeve, not in the request; its log says more under this request_id",
         )
+    }
+}
+
+/// A problem that was told before.
+impl From<Problem> for ApiError {
+    fn from(problem: Problem) -> Self {
+        Self(Box::new(problem))
     }
 }
 
@@ -184,7 +211,11 @@ impl From<Refusal> for ApiError {
                 problem
             }
             Refusal::InUse(_) => Self::new("in_use", detail),
-            Refusal::Unsettled(errors) => Self::new("unsettled", detail).with_errors(errors),
+            Refusal::Unsettled { differences, offers } => {
+                let mut problem = Self::new("unsettled", detail).with_errors(differences);
+                problem.0.offers = offers;
+                problem
+            }
         }
     }
 }
@@ -195,7 +226,14 @@ impl From<StoreError> for ApiError {
             tracing::warn!(error = &error as &dyn std::error::Error, "the database is unavailable");
             return Self::new(
                 "database_unavailable",
-                "the database does not answer; nothing was changed, try again shortly",
+                "the database does not answer; try again shortly, and look first whether what you asked for is there",
+            );
+        }
+        if error.is_busy() {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the database was busy");
+            return Self::new(
+                "busy",
+                "what this needs in the database was held by something else for too long; try again shortly, and look first whether what you asked for is there",
             );
         }
         if error.is_out_of_range() {
@@ -213,9 +251,10 @@ impl From<StoreError> for ApiError {
                 ),
             ),
             StoreError::Sealed => Self::new("secret_key_missing", error.to_string()),
-            StoreError::Database(_) | StoreError::Migrate(_) | StoreError::Inconsistent { .. } => {
-                Self::internal(&error)
-            }
+            StoreError::Database(_)
+            | StoreError::Migrate(_)
+            | StoreError::Inconsistent { .. }
+            | StoreError::Fenced => Self::internal(&error),
         }
     }
 }
@@ -226,6 +265,13 @@ impl From<DeskError> for ApiError {
             DeskError::Refused(refusal) => refusal.into(),
             DeskError::Store(error) => error.into(),
             DeskError::NoSecretKey => no_secret_key(),
+            DeskError::Unread { plan, source } => {
+                tracing::warn!(error = &source as &dyn std::error::Error, %plan, "a stored plan could not be read");
+                let detail = format!(
+                    "the plan {plan} is stored and goes its way, but the database did not answer when it was read again: GET /v1/plans/{plan}"
+                );
+                Self::new("database_unavailable", detail)
+            }
         }
     }
 }
@@ -283,6 +329,9 @@ pub async fn finish(request: Request, next: Next) -> Response {
         }
         "database_unavailable" => {
             parts.headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+        }
+        "busy" | "idempotency_in_flight" => {
+            parts.headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         _ => {}
     }

@@ -1,5 +1,6 @@
 //! Reading requests: bodies, paths and queries whose every fault names its field.
 
+use axum::body::Body as RawBody;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
@@ -31,7 +32,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
                 "send the body as JSON, with Content-Type: application/json",
             ));
         }
-        let bytes = whole(request).await?;
+        let bytes = whole(request.into_body()).await?;
         let value: Value = serde_json::from_slice(&bytes).map_err(|e| {
             ApiError::new("invalid_json", format!("the body cannot be read as JSON: {e}"))
         })?;
@@ -68,8 +69,8 @@ fn is_json(headers: &HeaderMap) -> bool {
 
 /// Reads the body up to its limit. What is too much is read on and thrown away for a while: most
 /// clients look at the answer only when they have sent everything.
-async fn whole(request: Request) -> Result<Vec<u8>, ApiError> {
-    let mut chunks = request.into_body().into_data_stream();
+pub(super) async fn whole(body: RawBody) -> Result<Vec<u8>, ApiError> {
+    let mut chunks = body.into_data_stream();
     let (mut bytes, mut length) = (Vec::new(), 0);
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|e| {

@@ -6,6 +6,8 @@
 pub mod auth;
 pub mod error;
 pub mod extract;
+pub mod idempotency;
+pub mod listener;
 pub mod openapi;
 pub mod page;
 pub mod routes;
@@ -22,6 +24,7 @@ use axum::middleware::{self, Next};
 use axum::response::Response;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{
@@ -43,11 +46,16 @@ pub struct App {
     pub metrics: PrometheusHandle,
     /// Ends streams when the process is to stop.
     pub stop: CancellationToken,
+    /// What is carried out even if its client hangs up; waited for when the process stops.
+    pub tasks: TaskTracker,
 }
 
 /// Every route that the OpenAPI document shows.
 pub fn api() -> OpenApiRouter<App> {
-    use routes::{credentials, events, keyslot, me, nodes, ops, plans, shape, tokens, topologies};
+    use routes::{
+        adoptions, credentials, events, findings, instances, keyslot, me, nodes, ops, plans, shape,
+        tokens, topologies,
+    };
     OpenApiRouter::new()
         .routes(routes!(ops::healthz))
         .routes(routes!(ops::readyz))
@@ -56,7 +64,13 @@ pub fn api() -> OpenApiRouter<App> {
         .routes(routes!(nodes::get, nodes::change, nodes::delete))
         .routes(routes!(topologies::list, topologies::create))
         .routes(routes!(topologies::preview))
-        .routes(routes!(topologies::get, topologies::relabel, topologies::delete))
+        .routes(routes!(adoptions::adopt))
+        .routes(routes!(
+            topologies::get,
+            topologies::replace,
+            topologies::relabel,
+            topologies::delete
+        ))
         .routes(routes!(shape::versions))
         .routes(routes!(shape::version))
         .routes(routes!(shape::observation))
@@ -64,6 +78,7 @@ pub fn api() -> OpenApiRouter<App> {
         .routes(routes!(shape::slots))
         .routes(routes!(shape::survivability))
         .routes(routes!(shape::what_if))
+        .routes(routes!(findings::list))
         .routes(routes!(plans::submit))
         .routes(routes!(plans::preview))
         .routes(routes!(plans::list))
@@ -84,6 +99,7 @@ pub fn api() -> OpenApiRouter<App> {
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(tokens::delete))
         .routes(routes!(me::me))
+        .routes(routes!(instances::list))
 }
 
 /// The whole service.
@@ -108,6 +124,7 @@ pub fn router(app: App) -> Router {
         .layer(PropagateRequestIdLayer::new(REQUEST_ID.clone()))
         .layer(middleware::from_fn(measure))
         .layer(middleware::from_fn(error::finish))
+        .layer(middleware::from_fn_with_state(app.clone(), idempotency::once))
         .layer(CatchPanicLayer::new());
     router.merge(routes::pages::router(document)).layer(layers).with_state(app)
 }

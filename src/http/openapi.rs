@@ -7,6 +7,8 @@
 use serde_json::{Map, Value, json};
 use utoipa::openapi::OpenApi;
 
+use super::idempotency;
+
 const SCHEMAS: &str = "#/components/schemas/";
 
 /// The document as it is served and committed.
@@ -36,6 +38,7 @@ pub fn finish(document: OpenApi) -> Value {
     drop_null_parameters(&mut document);
     add_login(&mut document);
     add_problems(&mut document);
+    add_idempotency(&mut document);
     document
 }
 
@@ -217,6 +220,31 @@ fn add_problems(document: &mut Value) {
     }
 }
 
+/// Every POST takes a key, and tells whether its answer is that of an earlier one.
+fn add_idempotency(document: &mut Value) {
+    let paths = document.get_mut("paths").and_then(Value::as_object_mut);
+    for operation in paths.into_iter().flat_map(Map::values_mut).filter_map(|i| i.get_mut("post")) {
+        let parameter = json!({
+            "name": idempotency::HEADER, "in": "header", "required": false,
+            "description": "A repeat with the same key, token, path and body gets the first answer for 24 hours and does nothing. A UUID will do.",
+            "schema": { "type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$" },
+        });
+        let parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
+        operation["parameters"] = [parameters, vec![parameter]].concat().into();
+        let problem = json!({ "$ref": "#/components/responses/Problem" });
+        let responses = operation.get_mut("responses").and_then(Value::as_object_mut);
+        for (code, response) in responses.into_iter().flatten() {
+            if code.starts_with('2') {
+                response["headers"]["Idempotency-Replayed"] = json!({
+                    "description": "`true` where this is the answer to an earlier request with the same key.",
+                    "schema": { "type": "string" },
+                });
+            }
+        }
+        operation["responses"]["422"] = problem;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -245,8 +273,15 @@ mod tests {
         walk(&document["components"]["schemas"], &mut |map| {
             assert!(!map.contains_key("allOf"), "{map:?}");
             if let Some(Value::Array(variants)) = map.get("oneOf") {
-                let nullable = variants.iter().any(|v| v["type"] == "null");
-                assert!(nullable || map.contains_key("discriminator"), "{map:?}");
+                let of =
+                    |v: &Value| match v["$ref"].as_str().and_then(|r| document.pointer(&r[1..])) {
+                        Some(named) => named["type"].to_string(),
+                        None => v["type"].to_string(),
+                    };
+                // Text and an object need no tag to be told apart.
+                let types: BTreeSet<String> = variants.iter().map(of).collect();
+                let apart = types.len() == variants.len();
+                assert!(apart || map.contains_key("discriminator"), "{map:?}");
             }
         });
     }
@@ -266,6 +301,19 @@ mod tests {
         }
         let start = &document["components"]["schemas"]["PlanOptions"]["properties"]["start"];
         assert!(start["description"].as_str().unwrap().ends_with("Default: `true`."), "{start}");
+    }
+
+    #[test]
+    fn every_post_takes_an_idempotency_key_and_nothing_else_does() {
+        let document = document();
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                let parameters = operation["parameters"].as_array().into_iter().flatten();
+                let keys = parameters.filter(|p| p["name"] == "Idempotency-Key").count();
+                assert_eq!(keys, usize::from(method == "post"), "{method} {path}");
+                assert!(method != "post" || operation["responses"]["422"].is_object(), "{path}");
+            }
+        }
     }
 
     #[test]

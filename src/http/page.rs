@@ -55,7 +55,7 @@ fn decode(cursor: &str) -> Result<String, ApiError> {
     String::from_utf8(bytes).ok().filter(|k| !k.contains('\0')).ok_or_else(bad_cursor)
 }
 
-fn bad_cursor() -> ApiError {
+pub fn bad_cursor() -> ApiError {
     ApiError::new(
         "invalid_parameter",
         "the cursor is not one that this list gave; start without it",

@@ -23,13 +23,23 @@ impl SecretKey {
         ChaCha20Poly1305::new(&Key::from(self.0))
     }
 
-    /// Seals a password. The name is bound to it, so that rows cannot be swapped.
-    fn seal(&self, name: &str, password: &str, nonce: [u8; 12]) -> Result<Vec<u8>, StoreError> {
-        let payload = Payload { msg: password.as_bytes(), aad: name.as_bytes() };
+    /// Seals a secret. The name is bound to it, so that rows cannot be swapped.
+    pub(super) fn seal(
+        &self,
+        name: &str,
+        secret: &str,
+        nonce: [u8; 12],
+    ) -> Result<Vec<u8>, StoreError> {
+        let payload = Payload { msg: secret.as_bytes(), aad: name.as_bytes() };
         self.cipher().encrypt(&Nonce::from(nonce), payload).map_err(|_| StoreError::Sealed)
     }
 
-    fn open(&self, name: &str, nonce: &[u8], sealed: &[u8]) -> Result<String, StoreError> {
+    pub(super) fn open(
+        &self,
+        name: &str,
+        nonce: &[u8],
+        sealed: &[u8],
+    ) -> Result<String, StoreError> {
         let nonce: [u8; 12] = nonce.try_into().map_err(|_| StoreError::Sealed)?;
         let payload = Payload { msg: sealed, aad: name.as_bytes() };
         let plain = self.cipher().decrypt(&Nonce::from(nonce), payload);

@@ -10,6 +10,8 @@ use crate::domain::refusal::Refusal;
 
 /// Wakes whoever follows the journal; reading it is what counts.
 pub const CHANNEL: &str = "reeve_events";
+/// Wakes the keeper of the topology whose id it carries, on whichever instance.
+pub const BELLS: &str = "reeve_bells";
 /// Serialises the taking of event ids, so that they ascend in commit order.
 const LOCK: i64 = 7380;
 
@@ -25,6 +27,28 @@ pub struct EventFilter {
     pub since: Option<DateTime<Utc>>,
     /// Restricts to these topologies where the reader may not see all.
     pub visible: Option<Vec<String>>,
+}
+
+impl EventFilter {
+    /// The same question as [`Store::events`] asks of the database.
+    #[must_use]
+    pub fn matches(&self, event: &Event) -> bool {
+        let named = |wanted: &String| match wanted.strip_suffix('*') {
+            Some(start) => event.kind.starts_with(start),
+            None => event.kind == *wanted,
+        };
+        // The database keeps microseconds, and cuts off what is finer.
+        let micros = |time: DateTime<Utc>| time.timestamp_micros();
+        event.id > self.after
+            && self.topology.as_ref().is_none_or(|t| event.topology.as_ref() == Some(t))
+            && self.plan.is_none_or(|plan| event.plan == Some(plan))
+            && (self.types.is_empty() || self.types.iter().any(named))
+            && self.since.is_none_or(|since| micros(event.at) >= micros(since))
+            && self
+                .visible
+                .as_ref()
+                .is_none_or(|seen| event.topology.as_ref().is_some_and(|t| seen.contains(t)))
+    }
 }
 
 /// Writes events as the last act of a transaction.
@@ -79,6 +103,17 @@ pub async fn append(
     .execute(&mut **tx)
     .await?;
     sqlx::query!("SELECT pg_notify($1, '') AS \"sent: ()\"", CHANNEL).fetch_one(&mut **tx).await?;
+    Ok(())
+}
+
+/// Has the keeper of a topology look at once, wherever it is, when the transaction is committed.
+pub async fn ring(
+    tx: &mut Transaction<'_, Postgres>,
+    topology: TopologyId,
+) -> Result<(), StoreError> {
+    sqlx::query!("SELECT pg_notify($1, $2) AS \"sent: ()\"", BELLS, topology.to_string())
+        .fetch_one(&mut **tx)
+        .await?;
     Ok(())
 }
 

@@ -1,7 +1,10 @@
 //! Marks: what Reeve left on nodes. Each is committed before the command that leaves its trace.
 
+use std::time::Duration;
+
 use sqlx::{Postgres, Transaction};
 
+use super::leases::{self, Held};
 use super::{Store, StoreError, document, json};
 use crate::domain::id::{PlanId, TopologyId};
 use crate::domain::observation::{Mark, MarkKind};
@@ -52,6 +55,10 @@ fn key(mark: &Mark) -> String {
     match &mark.what {
         MarkKind::Setting(s) => format!("setting:{}", s.name),
         MarkKind::Unwritten => "unwritten".to_owned(),
+        MarkKind::Identity(was) => format!("identity:{}", was.id),
+        MarkKind::Hold(hold) => {
+            format!("hold:{}:{}", hold.shard, hold.until.timestamp_millis())
+        }
     }
 }
 
@@ -64,5 +71,13 @@ impl Store {
         .fetch_all(&self.pool)
         .await?;
         marks.into_iter().map(|m| document("marks", "mark", m)).collect()
+    }
+
+    /// Forgets marks whose traces are gone, while no plan is at work.
+    pub async fn clear_marks(&self, held: Held, marks: &[Mark]) -> Result<(), StoreError> {
+        let mut tx = self.pool.begin().await?;
+        clear(&mut tx, held.topology, marks).await?;
+        leases::hold(&mut tx, held, Duration::ZERO).await?;
+        Ok(tx.commit().await?)
     }
 }

@@ -3,8 +3,12 @@
 //!
 //! To add a query, write it in the file of its table family and run `make sqlx`.
 
+pub mod adoptions;
 pub mod credentials;
+pub mod findings;
+pub mod idempotency;
 pub mod journal;
+pub mod leases;
 pub mod marks;
 pub mod nodes;
 pub mod plans;
@@ -12,6 +16,7 @@ pub mod steps;
 pub mod tokens;
 pub mod topologies;
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -26,6 +31,8 @@ static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: PgPool,
+    /// For signs of life and leases, which must not wait behind whatever else is going on.
+    beats: PgPool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -42,51 +49,58 @@ pub enum StoreError {
     /// A row was not as the caller had read it; nothing was written.
     #[error("{0} changed in the meantime")]
     Moved(&'static str),
+    /// The writer's lease is no longer its own; nothing was written.
+    #[error("the lease of the topology is lost")]
+    Fenced,
     #[error("a stored credential cannot be opened: REEVE_SECRET_KEY is not the one that sealed it")]
     Sealed,
 }
 
 impl StoreError {
-    /// Whether the database itself is away, as opposed to what was asked of it.
+    /// Whether the database itself is away, as opposed to what was asked of it. Class 57P: operator
+    /// intervention (shutdown, crash recovery); 08: connection.
     #[must_use]
     pub fn is_outage(&self) -> bool {
-        match self {
-            Self::Database(error) => match error {
+        let broken = matches!(
+            self,
+            Self::Database(
                 sqlx::Error::Io(_)
-                | sqlx::Error::Tls(_)
-                | sqlx::Error::PoolTimedOut
-                | sqlx::Error::PoolClosed
-                | sqlx::Error::WorkerCrashed => true,
-                // Class 57: operator intervention (shutdown, crash recovery); 08: connection.
-                sqlx::Error::Database(e) => {
-                    e.code().is_some_and(|c| c.starts_with("57P") || c.starts_with("08"))
-                }
-                _ => false,
-            },
-            Self::Refused(_)
-            | Self::Migrate(_)
-            | Self::Inconsistent { .. }
-            | Self::Moved(_)
-            | Self::Sealed => false,
-        }
+                    | sqlx::Error::Tls(_)
+                    | sqlx::Error::PoolTimedOut
+                    | sqlx::Error::PoolClosed
+                    | sqlx::Error::WorkerCrashed
+            )
+        );
+        broken || self.sqlstate().is_some_and(|c| c.starts_with("57P") || c.starts_with("08"))
     }
-}
 
-impl StoreError {
+    /// Whether what was asked for came upon somebody else's work, and may well succeed a moment
+    /// later: a lock that was not granted in time (55P03), a statement or a transaction that took
+    /// too long (57014, 25P03), a deadlock or a conflict (class 40).
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        let state = self.sqlstate();
+        state.is_some_and(|c| matches!(&*c, "55P03" | "57014" | "25P03") || c.starts_with("40"))
+    }
+
     /// Whether a value was one that the database cannot hold, such as a year before time began
     /// (class 22: data exception).
     #[must_use]
     pub fn is_out_of_range(&self) -> bool {
+        self.sqlstate().is_some_and(|c| c.starts_with("22"))
+    }
+
+    /// What the database answered with (PostgreSQL's appendix A).
+    fn sqlstate(&self) -> Option<Cow<'_, str>> {
         match self {
-            Self::Database(sqlx::Error::Database(e)) => {
-                e.code().is_some_and(|c| c.starts_with("22"))
-            }
+            Self::Database(sqlx::Error::Database(e)) => e.code(),
             Self::Database(_)
             | Self::Refused(_)
             | Self::Migrate(_)
             | Self::Inconsistent { .. }
             | Self::Moved(_)
-            | Self::Sealed => false,
+            | Self::Fenced
+            | Self::Sealed => None,
         }
     }
 }
@@ -94,15 +108,26 @@ impl StoreError {
 impl Store {
     /// Connects on first use, so that a database that is away delays nobody's start but is told by
     /// whoever asks for it.
-    pub fn new(url: &str) -> Result<Self, StoreError> {
-        // A database that hangs must not hang everything with it.
+    ///
+    /// An instance that stands still in the middle of a transaction keeps its locks. So that it
+    /// holds nobody up beyond a lease's time, the database ends such a transaction after a third of
+    /// it, and nobody waits longer for a lock.
+    pub fn new(url: &str, lease_ttl: Duration) -> Result<Self, StoreError> {
+        let third = format!("{}ms", (lease_ttl / 3).as_millis());
         let options: PgConnectOptions = url.parse()?;
-        let options = options.options([("statement_timeout", "15s"), ("lock_timeout", "5s")]);
-        let pool = PgPoolOptions::new()
-            .max_connections(16)
-            .acquire_timeout(Duration::from_secs(5))
-            .connect_lazy_with(options);
-        Ok(Self { pool })
+        // A database that hangs must not hang everything with it.
+        let options = options.options([
+            ("statement_timeout", "15s"),
+            ("lock_timeout", &third),
+            ("idle_in_transaction_session_timeout", &third),
+        ]);
+        let pool = |connections, options| {
+            PgPoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(Duration::from_secs(5))
+                .connect_lazy_with(options)
+        };
+        Ok(Self { pool: pool(16, options.clone()), beats: pool(1, options) })
     }
 
     pub async fn migrate(&self) -> Result<(), StoreError> {
@@ -124,6 +149,7 @@ impl Store {
     }
 
     pub async fn close(&self) {
+        self.beats.close().await;
         self.pool.close().await;
     }
 }

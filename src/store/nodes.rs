@@ -14,6 +14,7 @@ use crate::domain::id::NodeId;
 use crate::domain::node::{Address, Labels, NodeKind};
 use crate::domain::observation::Sighting;
 use crate::domain::refusal::Refusal;
+use crate::domain::spec::{NodeSpec, Spec};
 
 /// A registered node.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,6 +45,27 @@ pub struct NewNode {
     pub credential: Option<String>,
     pub kind: NodeKind,
     pub maintenance: bool,
+}
+
+impl NewNode {
+    /// The nodes that a spec names.
+    #[must_use]
+    pub fn of_spec(spec: &Spec) -> Vec<Self> {
+        // Kept with the node, so that it can be looked at when the topology is gone.
+        let login = spec.credentials().admin.clone();
+        let new = |n: &NodeSpec, kind| Self {
+            address: n.address.clone(),
+            zone: n.zone.clone(),
+            host: n.host.clone(),
+            labels: Labels::new(),
+            credential: login.clone(),
+            kind,
+            maintenance: false,
+        };
+        let data = spec.nodes().iter().map(|n| new(n, NodeKind::Data));
+        let sentinels = spec.sentinels().iter().map(|n| new(n, NodeKind::Sentinel));
+        data.chain(sentinels).collect()
+    }
 }
 
 /// What a `PATCH` may change; a field that is left out stays.

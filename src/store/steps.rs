@@ -4,7 +4,10 @@ use chrono::{DateTime, Utc};
 use serde_json::json as value;
 use sqlx::{Postgres, Transaction};
 
-use super::{Store, StoreError, document, journal, json, marks, word};
+use std::time::Duration;
+
+use super::leases::{self, Held};
+use super::{Store, StoreError, document, journal, json, marks, plans, word};
 use crate::domain::event::{EventType, NewEvent};
 use crate::domain::id::PlanId;
 use crate::domain::observation::Mark;
@@ -131,6 +134,21 @@ pub(super) async fn skip_pending(
     Ok(())
 }
 
+/// Steps of the forecast that were not begun; those that were are still looked at.
+pub(super) async fn skip_unbegun(
+    tx: &mut Transaction<'_, Postgres>,
+    plan: PlanId,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE steps SET state = 'skipped', finished_at = now()
+         WHERE plan_id = $1 AND state = 'pending'",
+        plan.0
+    )
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
 pub(super) async fn fail_running(
     tx: &mut Transaction<'_, Postgres>,
     plan: PlanId,
@@ -168,9 +186,17 @@ impl Store {
         rows.into_iter().map(StepRecord::try_from).collect()
     }
 
-    /// Commits a round: what is done, what begins, and which marks come and go with it.
-    pub async fn record_round(&self, plan: &Plan, round: &Round) -> Result<(), StoreError> {
+    /// Commits a round: what is done, what begins, and which marks come and go with it. The lease
+    /// is stretched to cover the commands that follow, which may take `commands_within`.
+    pub async fn record_round(
+        &self,
+        held: Held,
+        plan: &Plan,
+        round: &Round,
+        commands_within: Duration,
+    ) -> Result<(), StoreError> {
         let mut tx = self.pool.begin().await?;
+        plans::hold_topology(&mut tx, plan.topology_id).await?;
         let done = sqlx::query!(
             "UPDATE steps SET state = 'done', finished_at = clock_timestamp(), error = NULL,
                  started_at = coalesce(started_at, clock_timestamp())
@@ -204,6 +230,7 @@ impl Store {
             )
         }));
         let events: Vec<_> = events.into_iter().map(|e| e.of_plan(plan.id).by("reeve")).collect();
+        leases::hold(&mut tx, held, commands_within).await?;
         journal::append(&mut tx, Some(plan.topology_id), &events).await?;
         Ok(tx.commit().await?)
     }
@@ -211,12 +238,14 @@ impl Store {
     /// Notes how an attempt at a step failed, before it is tried again.
     pub async fn record_failure(
         &self,
+        held: Held,
         plan: &Plan,
         step: &Step,
         error: &PlanError,
         retry_in_ms: u64,
     ) -> Result<(), StoreError> {
         let mut tx = self.pool.begin().await?;
+        plans::hold_topology(&mut tx, plan.topology_id).await?;
         let key = step.action().key();
         let attempts = sqlx::query_scalar!(
             "UPDATE steps SET error = $3 WHERE plan_id = $1 AND key = $2 RETURNING attempts",
@@ -232,6 +261,7 @@ impl Store {
                      "final": false, "retry_in_ms": retry_in_ms }),
         );
         let event = event.of_plan(plan.id).by("reeve");
+        leases::hold(&mut tx, held, Duration::ZERO).await?;
         journal::append(&mut tx, Some(plan.topology_id), &[event]).await?;
         Ok(tx.commit().await?)
     }
@@ -239,15 +269,20 @@ impl Store {
     /// Keeps how far a step has come, for whoever asks without following the stream.
     pub async fn record_progress(
         &self,
+        held: Held,
         plan: PlanId,
         key: &str,
         progress: &Progress,
     ) -> Result<(), StoreError> {
         sqlx::query!(
-            "UPDATE steps SET progress = $3 WHERE plan_id = $1 AND key = $2",
+            "UPDATE steps SET progress = $3 WHERE plan_id = $1 AND key = $2
+             AND EXISTS (SELECT 1 FROM leases WHERE topology_id = $4 AND token = $5
+                         AND expires_at > clock_timestamp())",
             plan.0,
             key,
-            json(progress)?
+            json(progress)?,
+            held.topology.0,
+            held.token
         )
         .execute(&self.pool)
         .await?;

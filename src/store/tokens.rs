@@ -97,6 +97,16 @@ impl Store {
         .transpose()
     }
 
+    /// Those of the tokens that are neither revoked nor expired.
+    pub async fn living_tokens(&self, ids: &[uuid::Uuid]) -> Result<Vec<uuid::Uuid>, StoreError> {
+        let living = sqlx::query_scalar!(
+            "SELECT id FROM tokens
+             WHERE id = ANY($1) AND (expires_at IS NULL OR expires_at > now())",
+            ids
+        );
+        Ok(living.fetch_all(&self.pool).await?)
+    }
+
     pub async fn has_admin_token(&self) -> Result<bool, StoreError> {
         let any = sqlx::query_scalar!(
             "SELECT EXISTS (SELECT 1 FROM tokens WHERE role = 'admin' AND topologies IS NULL

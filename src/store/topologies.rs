@@ -1,10 +1,12 @@
 //! Wanted topologies, their versions, and what was last seen of them.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sqlx::{Postgres, Transaction};
 
+use super::leases::{self, Held};
 use super::nodes::NewNode;
 use super::plans::NewPlan;
 use super::{Store, StoreError, document, journal, json, nodes, plans, violated};
@@ -14,6 +16,7 @@ use crate::domain::id::{PlanId, TopologyId};
 use crate::domain::node::{Address, Labels};
 use crate::domain::observation::Observation;
 use crate::domain::refusal::{FieldError, Refusal};
+use crate::domain::spec::Spec;
 use crate::domain::topology::Topology;
 
 /// A topology with what surrounds its wanted shape.
@@ -98,31 +101,7 @@ impl Store {
     pub async fn create_topology(&self, new: &NewTopology<'_>) -> Result<(), StoreError> {
         let mut tx = self.pool.begin().await?;
         let wanted = new.wanted;
-        sqlx::query!(
-            "INSERT INTO topologies (id, name, labels, version) VALUES ($1, $2, $3, $4)",
-            wanted.id.0,
-            wanted.name,
-            json(new.labels)?,
-            wanted.version
-        )
-        .execute(&mut *tx)
-        .await
-        .map_err(|error| match violated(&error) {
-            Some("topologies_name_key") => Refusal::NameTaken(wanted.name.clone()).into(),
-            _ => StoreError::from(error),
-        })?;
-        sqlx::query!(
-            "INSERT INTO topology_versions (topology_id, version, parent, spec, layout, plan_id, author)
-             VALUES ($1, $2, NULL, $3, $4, $5, $6)",
-            wanted.id.0,
-            wanted.version,
-            json(&wanted.spec)?,
-            json(&wanted.layout)?,
-            new.plan.id.0,
-            new.actor
-        )
-        .execute(&mut *tx)
-        .await?;
+        insert(&mut tx, wanted, new.labels, Some(new.plan.id), new.actor).await?;
         let registered = enlist(&mut tx, wanted, new.nodes, new.actor).await?;
         adopt_marks(&mut tx, wanted, new.nodes).await?;
         plans::insert(&mut tx, new.plan).await?;
@@ -133,6 +112,7 @@ impl Store {
         events.extend(new.plan.events());
         journal::append(&mut tx, None, &registered).await?;
         journal::append(&mut tx, Some(wanted.id), &events).await?;
+        journal::ring(&mut tx, wanted.id).await?;
         Ok(tx.commit().await?)
     }
 
@@ -142,7 +122,8 @@ impl Store {
             "SELECT t.id, t.name, t.labels, t.version, t.revision, t.created, t.created_at, t.updated_at,
                     v.spec, v.layout,
                     (SELECT p.id FROM plans p WHERE p.topology_id = t.id
-                       AND p.state IN ('queued', 'running', 'paused')) AS active_plan
+                       AND p.state IN ('queued', 'running', 'paused')
+                     ORDER BY p.displaces NULLS LAST LIMIT 1) AS active_plan
              FROM topologies t JOIN topology_versions v ON v.topology_id = t.id AND v.version = t.version
              WHERE t.name = $1",
             name
@@ -179,7 +160,8 @@ impl Store {
             "SELECT t.id, t.name, t.labels, t.version, t.revision, t.created, t.created_at, t.updated_at,
                     v.spec, v.layout,
                     (SELECT p.id FROM plans p WHERE p.topology_id = t.id
-                       AND p.state IN ('queued', 'running', 'paused')) AS active_plan
+                       AND p.state IN ('queued', 'running', 'paused')
+                     ORDER BY p.displaces NULLS LAST LIMIT 1) AS active_plan
              FROM topologies t JOIN topology_versions v ON v.topology_id = t.id AND v.version = t.version
              WHERE ($1::text IS NULL OR t.name > $1) AND ($2::text[] IS NULL OR t.name = ANY($2))
              ORDER BY t.name LIMIT $3",
@@ -192,9 +174,15 @@ impl Store {
         rows.into_iter().map(StoredTopology::try_from).collect()
     }
 
-    pub async fn topology_ids(&self) -> Result<Vec<TopologyId>, StoreError> {
-        let ids = sqlx::query_scalar!("SELECT id FROM topologies ORDER BY id");
-        Ok(ids.fetch_all(&self.pool).await?.into_iter().map(TopologyId).collect())
+    /// One version of a topology.
+    pub async fn version(
+        &self,
+        id: TopologyId,
+        name: &str,
+        version: i32,
+    ) -> Result<Option<StoredVersion>, StoreError> {
+        let found = self.versions(id, name, version.checked_add(1), 1).await?;
+        Ok(found.into_iter().find(|v| v.wanted.version == version))
     }
 
     /// Every topology's name and labels, for whoever decides what a token may see.
@@ -317,18 +305,12 @@ impl Store {
             ))
             .into());
         }
-        let superseded = sqlx::query_scalar!(
-            "UPDATE plans SET state = 'superseded', finished_at = now()
-             WHERE topology_id = $1 AND state = 'proposed' RETURNING id",
-            id.0
-        )
-        .fetch_all(&mut *tx)
-        .await?;
-        let nothing = || serde_json::json!({});
-        let end = |p| NewEvent::new(EventType::PlanSuperseded, nothing()).of_plan(PlanId(p));
-        let gone = NewEvent::new(EventType::TopologyDeleted, nothing());
-        let events = superseded.into_iter().map(end).chain([gone]).map(|e| e.by(actor));
-        journal::append(&mut tx, Some(id), &events.collect::<Vec<_>>()).await?;
+        let events = forget(&mut tx, id, actor).await?;
+        // It goes with the topology: locked now, since nothing may be waited for after the journal.
+        sqlx::query_scalar!("SELECT token FROM leases WHERE topology_id = $1 FOR UPDATE", id.0)
+            .fetch_optional(&mut *tx)
+            .await?;
+        journal::append(&mut tx, Some(id), &events).await?;
         sqlx::query!("DELETE FROM topologies WHERE id = $1", id.0).execute(&mut *tx).await?;
         Ok(tx.commit().await?)
     }
@@ -337,6 +319,7 @@ impl Store {
     /// of it.
     pub async fn record_look(
         &self,
+        held: Held,
         id: TopologyId,
         seen: &Observation,
         health: &BTreeMap<Address, Health>,
@@ -373,6 +356,7 @@ impl Store {
             .execute(&mut *tx)
             .await?;
         }
+        leases::hold(&mut tx, held, Duration::ZERO).await?;
         journal::append(&mut tx, Some(id), events).await?;
         Ok(tx.commit().await?)
     }
@@ -406,9 +390,129 @@ impl Store {
     }
 }
 
+/// A topology with its lease and its first version.
+pub(super) async fn insert(
+    tx: &mut Transaction<'_, Postgres>,
+    wanted: &Topology,
+    labels: &Labels,
+    plan: Option<PlanId>,
+    actor: &str,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "INSERT INTO topologies (id, name, labels, version) VALUES ($1, $2, $3, $4)",
+        wanted.id.0,
+        wanted.name,
+        json(labels)?,
+        wanted.version
+    )
+    .execute(&mut **tx)
+    .await
+    .map_err(|error| match violated(&error) {
+        Some("topologies_name_key") => Refusal::NameTaken(wanted.name.clone()).into(),
+        _ => StoreError::from(error),
+    })?;
+    sqlx::query!("INSERT INTO leases (topology_id) VALUES ($1)", wanted.id.0)
+        .execute(&mut **tx)
+        .await?;
+    sqlx::query!(
+        "INSERT INTO topology_versions (topology_id, version, parent, spec, layout, plan_id, author)
+         VALUES ($1, $2, NULL, $3, $4, $5, $6)",
+        wanted.id.0,
+        wanted.version,
+        json(&wanted.spec)?,
+        json(&wanted.layout)?,
+        plan.map(|p| p.0),
+        actor
+    )
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Ends what hangs on a topology that is about to be deleted, and returns the events that tell of it.
+pub(super) async fn forget(
+    tx: &mut Transaction<'_, Postgres>,
+    id: TopologyId,
+    actor: &str,
+) -> Result<Vec<NewEvent>, StoreError> {
+    let superseded = sqlx::query_scalar!(
+        "UPDATE plans SET state = 'superseded', finished_at = now()
+         WHERE topology_id = $1 AND state = 'proposed' RETURNING id",
+        id.0
+    )
+    .fetch_all(&mut **tx)
+    .await?;
+    let nothing = || serde_json::json!({});
+    let end = |p| NewEvent::new(EventType::PlanSuperseded, nothing()).of_plan(PlanId(p));
+    let gone = NewEvent::new(EventType::TopologyDeleted, nothing());
+    Ok(superseded.into_iter().map(end).chain([gone]).map(|e| e.by(actor)).collect())
+}
+
+/// Ties the nodes that a new version names to the topology, and registers those that are new.
+pub(super) async fn tie(
+    tx: &mut Transaction<'_, Postgres>,
+    id: TopologyId,
+    spec: &Spec,
+    actor: &str,
+) -> Result<Vec<NewEvent>, StoreError> {
+    // In address order, so that two requests for the same nodes do not wait for each other.
+    let mut nodes = NewNode::of_spec(spec);
+    nodes.sort_by(|a, b| a.address.cmp(&b.address));
+    let mut events = Vec::new();
+    for node in &nodes {
+        let (node_id, made) = nodes::ensure(tx, node).await?;
+        if made {
+            events.push(nodes::registered(&node.address, &node.zone, node_id, actor));
+        }
+    }
+    let addresses: Vec<String> = spec.nodes().iter().map(|n| n.address.to_string()).collect();
+    sqlx::query!(
+        "INSERT INTO topology_nodes (topology_id, node_id, kind)
+         SELECT $1, n.id, 'data' FROM nodes n WHERE n.address = ANY($2) ORDER BY n.address
+         ON CONFLICT DO NOTHING",
+        id.0,
+        &addresses
+    )
+    .execute(&mut **tx)
+    .await?;
+    let elsewhere = sqlx::query!(
+        "SELECT n.address FROM nodes n JOIN topology_nodes tn ON tn.node_id = n.id
+         WHERE n.address = ANY($2) AND tn.topology_id <> $1 AND tn.kind = 'data'",
+        id.0,
+        &addresses
+    )
+    .fetch_all(&mut **tx)
+    .await?;
+    let taken = |address: String| {
+        FieldError::new("/intent", format!("{address} belongs to another topology by now"))
+    };
+    if elsewhere.is_empty() {
+        return Ok(events);
+    }
+    Err(Refusal::NodeTaken(elsewhere.into_iter().map(|r| taken(r.address)).collect()).into())
+}
+
+/// Sets nodes free that the topology names no more. One that has a mark is still to be seen to.
+pub(super) async fn untie(
+    tx: &mut Transaction<'_, Postgres>,
+    id: TopologyId,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "DELETE FROM topology_nodes tn USING nodes n, topologies t, topology_versions v
+         WHERE tn.topology_id = $1 AND n.id = tn.node_id AND tn.kind = 'data'
+           AND t.id = $1 AND v.topology_id = $1 AND v.version = t.version
+           AND NOT v.spec -> 'nodes' @> jsonb_build_array(jsonb_build_object('address', n.address))
+           AND NOT EXISTS (SELECT 1 FROM marks m WHERE m.topology_id = $1 AND m.node = n.address)",
+        id.0
+    )
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
 /// Takes over what a topology that is gone left on these nodes, so that it is taken away now and
 /// the oldest original is the one to go back to.
-async fn adopt_marks(
+pub(super) async fn adopt_marks(
     tx: &mut Transaction<'_, Postgres>,
     wanted: &Topology,
     nodes: &[NewNode],
@@ -426,7 +530,7 @@ async fn adopt_marks(
 }
 
 /// Registers the nodes that are new and ties all of them to the topology.
-async fn enlist(
+pub(super) async fn enlist(
     tx: &mut Transaction<'_, Postgres>,
     wanted: &Topology,
     new_nodes: &[NewNode],

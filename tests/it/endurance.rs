@@ -3,38 +3,18 @@
 use std::time::Duration;
 
 use reeve::demo::servers::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
 
+use crate::support::plans::{ends, id, plan, terminal_events};
 use crate::support::world::World;
 use crate::support::{Dice, repeats, until};
-
-async fn plan(world: &World, id: &str) -> Result<Value, String> {
-    world.client.get(&format!("/v1/plans/{id}")).await.map_err(|e| e.to_string())
-}
-
-async fn ends(world: &World, id: &str, state: &str, within: Duration) -> Value {
-    until("the plan's end", within, async || {
-        let plan = plan(world, id).await?;
-        if plan["state"] == state { Ok(plan) } else { Err(plan.to_string()) }
-    })
-    .await
-}
-
-async fn terminal_events(world: &World, id: &str) -> usize {
-    let types = "plan.succeeded,plan.failed,plan.cancelled,plan.superseded";
-    let path = format!("/v1/events?plan={id}&types={types}");
-    world.client.get(&path).await.unwrap()["items"].as_array().unwrap().len()
-}
-
-fn id(plan: &Value) -> String {
-    plan["id"].as_str().unwrap().to_owned()
-}
 
 #[tokio::test]
 async fn a_server_that_is_killed_in_mid_create_finishes_after_its_restart() {
     let mut dice = Dice::new(11);
     for _ in 0..repeats() {
-        let mut world = World::with_nodes(6).await;
+        let mut world = World::with(&[("REEVE_LEASE_TTL_MS", "2000")]).await;
+        world.add_nodes(6, &[]).await;
         let made =
             world.client.create_topology(&world.cluster("killed", 3, 1), None).await.unwrap();
         tokio::time::sleep(Duration::from_millis(dice.below(700))).await;

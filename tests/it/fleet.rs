@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use reeve::demo::servers::{Folder, Redis, RedisOptions, Signal, free_port};
 use reeve::domain::credential::Credential;
+use reeve::domain::id::TopologyId;
 use reeve::domain::node::Address;
 use reeve::domain::observation::{ClusterView, Report, Role};
 use reeve::domain::slot::SlotSet;
 use reeve::domain::step::command::Verb;
 use reeve::fleet::redis::{Reach, RedisFleet, Timeouts};
-use reeve::fleet::{Ask, Fleet, FleetError, Target};
+use reeve::fleet::{Ask, Fence, Fleet, FleetError, Target};
 
 use crate::support::until;
 use crate::support::world::redis_cli;
@@ -59,7 +60,8 @@ fn fleet() -> RedisFleet {
 }
 
 fn target(address: &str) -> Target {
-    Target { address: address.parse().unwrap(), login: None, replication: None }
+    let address = address.parse().unwrap();
+    Target { address, login: None, replication: None, fence: None }
 }
 
 fn credential(user: Option<&str>, password: &str) -> Option<Arc<Credential>> {
@@ -297,6 +299,95 @@ async fn a_lost_answer_is_ambiguous_and_its_connection_is_killed() {
     assert_eq!(sending.len(), 1);
     assert_eq!(look(&fleet, &target).await.memory.max_bytes, 1 << 30, "it ran all the same");
     assert!(sending.is_disjoint(&clients()));
+}
+
+fn held(node: &Node, topology: u128, token: i64) -> Target {
+    let fence = Fence { topology: TopologyId(uuid::Uuid::from_u128(topology)), token };
+    Target { fence: Some(fence), ..node.target() }
+}
+
+/// The ids of the connections that somebody sends on, by their names without the topology.
+fn holders(node: &Node) -> BTreeSet<(String, String)> {
+    let list = node.say(&["CLIENT", "LIST"]);
+    let field = |line: &str, name| {
+        line.split(' ').find_map(|w| w.strip_prefix(name)).unwrap_or_default().to_owned()
+    };
+    let lines = list.lines().map(|line| (field(line, "name="), field(line, "id=")));
+    let ours =
+        lines.filter_map(|(name, id)| Some((name.strip_prefix("reeve:")?[34..].to_owned(), id)));
+    ours.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_later_holder_of_a_lease_ends_the_connections_of_earlier_ones() {
+    let node = Node::start(&[]).await;
+    let (first, second, bystander) = (fleet(), fleet(), fleet());
+    let (one, two, other) = (held(&node, 0x17, 1), held(&node, 0x17, 2), held(&node, 0x18, 1));
+    bystander.fence(&other).await.unwrap();
+    let bystanders = holders(&node);
+    first.send(&one, &[config_set("maxmemory", "1gb")]).await.unwrap();
+    assert_eq!(holders(&node).len(), 2);
+    second.fence(&two).await.unwrap();
+    let after = holders(&node);
+    assert_eq!(after.len(), 2, "{after:?}");
+    assert!(after.is_superset(&bystanders), "{after:?}");
+    assert!(after.iter().any(|(name, _)| name == "17:2"), "{after:?}");
+
+    assert_eq!(code(first.send(&one, &[config_set("maxmemory", "2gb")]).await), "FENCED");
+    assert_eq!(code(first.fence(&one).await), "FENCED");
+    assert_eq!(look(&first, &node.target()).await.memory.max_bytes, 1 << 30, "looking is free");
+    second.send(&two, &[config_set("maxmemory", "3gb")]).await.unwrap();
+    bystander.send(&other, &[config_set("timeout", "0")]).await.unwrap();
+    assert_eq!(holders(&node), after);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_fence_no_lost_command_runs_any_more() {
+    for by_another in [false, true] {
+        let mut node = Node::start(&[]).await;
+        let times = Timeouts { send: Duration::from_millis(300), ..Timeouts::default() };
+        let (first, second) = (fleet_with(times), fleet_with(times));
+        let (one, two) = (held(&node, 0x17, 1), held(&node, 0x17, 2));
+        let (mut sent, mut lost) = (0, false);
+        // Whether the freeze falls before a command is sent or after it is a matter of luck.
+        for _ in 0..20 {
+            let frozen = async {
+                tokio::time::sleep(Duration::from_millis(30)).await;
+                node.redis.signal(Signal::STOP).unwrap();
+            };
+            let sending = async {
+                loop {
+                    sent += 1;
+                    let verb = config_set("maxmemory", &sent.to_string());
+                    if let Err(error) = first.send(&one, &[verb]).await {
+                        return error;
+                    }
+                }
+            };
+            let (_, error) = tokio::join!(frozen, sending);
+            lost = matches!(error, FleetError::Ambiguous { .. });
+            if lost {
+                break;
+            }
+            node.redis.signal(Signal::CONT).unwrap();
+        }
+        assert!(lost, "no command was lost");
+        let fence = async {
+            let (fleet, target) = if by_another { (&second, &two) } else { (&first, &one) };
+            assert!(fleet.fence(target).await.is_err(), "nothing is sure while it is frozen");
+            node.redis.signal(Signal::CONT).unwrap();
+            fleet.fence(target).await.unwrap();
+        };
+        fence.await;
+        let now = node.say(&["CONFIG", "GET", "maxmemory"]);
+        assert!(
+            now.ends_with(&sent.to_string()) || now.ends_with(&(sent - 1).to_string()),
+            "{now}"
+        );
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(now, node.say(&["CONFIG", "GET", "maxmemory"]));
+        assert_eq!(holders(&node).len(), 1);
+    }
 }
 
 /// Answers every connection with `words`, and then hangs up or stays.

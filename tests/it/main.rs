@@ -6,12 +6,25 @@ mod architecture;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod adopt;
+mod contract;
 mod create;
+mod crowd;
 mod demo;
 mod docker;
+mod drain;
 mod endurance;
+mod failover;
 mod fleet;
+mod idempotency;
+mod instances;
+mod journal;
+mod lifecycle;
+mod members;
 mod openapi;
+mod outage;
+mod put;
 mod refusals;
 mod stream;
+mod sweep;
 mod watch;

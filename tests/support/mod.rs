@@ -1,7 +1,12 @@
 //! What the tests stand on: a world of real servers, and ways to look at it.
 
+pub mod orders;
+pub mod plans;
+pub mod sweep;
+pub mod traffic;
 pub mod world;
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How often randomised tests repeat themselves; `make soak` raises it.
@@ -23,6 +28,25 @@ pub async fn until<T: std::fmt::Debug>(
             Err(_) => tokio::time::sleep(Duration::from_millis(25)).await,
         }
     }
+}
+
+/// A program that a Python package carries, somewhere in one of its folders.
+pub fn packaged(package: &str, program: &str) -> PathBuf {
+    let lib = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/lib");
+    let pythons = folders(&lib).into_iter().map(|python| python.join("site-packages"));
+    let mut places: Vec<PathBuf> = pythons.map(|site| site.join(package)).collect();
+    for _ in 0..2 {
+        places.extend(places.clone().iter().flat_map(|place| folders(place)));
+    }
+    let found = places.into_iter().map(|place| place.join(program)).find(|path| path.is_file());
+    found.unwrap_or_else(|| {
+        panic!("{package} with its {program} is not in .venv; run scripts/install-deps.sh --test")
+    })
+}
+
+fn folders(within: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(within).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
 }
 
 /// Numbers that look random and are the same in every run (splitmix64).

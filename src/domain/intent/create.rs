@@ -37,12 +37,16 @@ pub fn amend(
         nodes: &cluster.nodes,
         shards: cluster.shards,
         replicas: cluster.replicas_per_shard,
+        overrides: &cluster.overrides,
         placement: &cluster.placement,
         previous: None,
     })?;
     let errors = unfit(cluster, reset_nodes, seen);
     if !errors.is_empty() {
-        return Err(Refusal::NodesUnfit { errors, redis: first_fault(&cluster.nodes, seen) });
+        return Err(Refusal::NodesUnfit {
+            errors,
+            redis: first_fault(cluster.nodes.iter().map(|n| &n.address), seen),
+        });
     }
     let mut warnings = placed.warnings;
     warnings.extend(mixed_versions(&cluster.nodes, seen));
@@ -50,15 +54,20 @@ pub fn amend(
         primaries: placed.primaries,
         resets: if reset_nodes { resets(&cluster.nodes, seen) } else { BTreeMap::new() },
         forming: true,
+        ..Terms::default()
     };
-    Ok(Amendment { layout: Layout::Cluster { shards: placed.shards }, terms, warnings })
+    let layout = Layout::Cluster { shards: placed.shards };
+    Ok(Amendment { spec: None, layout, terms, warnings })
 }
 
 /// The first error that a node itself answered with, for the problem's `redis` member.
-fn first_fault(nodes: &[NodeSpec], seen: &Observation) -> Option<Fault> {
-    nodes.iter().find_map(|n| match seen.sighting(&n.address) {
+pub(super) fn first_fault<'a>(
+    mut nodes: impl Iterator<Item = &'a Address>,
+    seen: &Observation,
+) -> Option<Fault> {
+    nodes.find_map(|node| match seen.sighting(node) {
         Sighting::Silent(s) if s.code.chars().all(|c| c.is_ascii_uppercase()) => {
-            Some(Fault::new(&s.code, s.message.clone(), &n.address))
+            Some(Fault::new(&s.code, s.message.clone(), node))
         }
         Sighting::Silent(_) | Sighting::Seen(_) | Sighting::Unknown => None,
     })
@@ -76,7 +85,9 @@ fn unfit(spec: &ClusterSpec, reset_nodes: bool, seen: &Observation) -> Vec<Field
         };
         match seen.sighting(&node.address) {
             Sighting::Unknown => wrong("was not looked at; try again".to_owned()),
-            Sighting::Silent(s) => wrong(cannot_be_read(&s.code, &s.message)),
+            Sighting::Silent(s) => {
+                wrong(cannot_be_read(&s.code, &s.message, "spec.credentials.admin"))
+            }
             Sighting::Seen(report) => {
                 for detail in lacks(report, &ids, reset_nodes) {
                     wrong(detail);
@@ -90,18 +101,31 @@ fn unfit(spec: &ClusterSpec, reset_nodes: bool, seen: &Observation) -> Vec<Field
     errors
 }
 
-fn cannot_be_read(code: &str, message: &str) -> String {
+/// Why a node does not show itself, and what to do; `login` is where the request names the login.
+pub(super) fn cannot_be_read(code: &str, message: &str, login: &str) -> String {
     match code {
-        "NOAUTH" => "demands a login: store it with POST /v1/credentials and name it in spec.credentials.admin".to_owned(),
-        "WRONGPASS" => format!("refuses the login ({message}): correct the credential that spec.credentials.admin names"),
-        "NOPERM" => format!("does not let this user look ({message}): give the ACL user the rights that the documentation lists"),
-        "unreachable" | "no_reply" => format!("does not answer ({message}): start it, or correct the address or the firewall"),
+        "NOAUTH" => {
+            format!("demands a login: store it with POST /v1/credentials and name it in {login}")
+        }
+        "WRONGPASS" => {
+            format!("refuses the login ({message}): correct the credential that {login} names")
+        }
+        "NOPERM" => format!(
+            "does not let this user look ({message}): give the ACL user the rights that the documentation lists"
+        ),
+        "unreachable" | "no_reply" => {
+            format!("does not answer ({message}): start it, or correct the address or the firewall")
+        }
         _ => format!("answers with an error ({code} {message}): mend it on the node"),
     }
 }
 
 /// What one node lacks; each entry continues a sentence that begins with its address.
-fn lacks(report: &Report, ids: &BTreeSet<&ClusterNodeId>, reset_nodes: bool) -> Vec<String> {
+pub(super) fn lacks(
+    report: &Report,
+    ids: &BTreeSet<&ClusterNodeId>,
+    reset_nodes: bool,
+) -> Vec<String> {
     if report.kind == NodeKind::Sentinel {
         return vec!["is a Sentinel; name data nodes here".to_owned()];
     }
@@ -128,8 +152,8 @@ fn lacks(report: &Report, ids: &BTreeSet<&ClusterNodeId>, reset_nodes: bool) -> 
             "holds {} keys: empty it, or set reset_nodes and accept the hazard flush:<address>",
             report.keys
         ));
-    } else if !reset_nodes && !is_blank(report, view) {
-        lacks.push("carries remains of an earlier cluster (known nodes, slots, an epoch or functions): CLUSTER RESET HARD it, or set reset_nodes and accept the hazard flush:<address>".to_owned());
+    } else if !reset_nodes && !report.is_blank() {
+        lacks.push("carries remains of an earlier cluster (known nodes, slots, an epoch or functions): CLUSTER RESET HARD it, or set reset_nodes (and accept the hazard flush:<address> if it has functions)".to_owned());
     }
     lacks
 }
@@ -140,16 +164,12 @@ fn foreigners(view: &ClusterView, ids: &BTreeSet<&ClusterNodeId>) -> Vec<String>
     foreign.map(|(id, p)| p.address.as_ref().map_or(id.to_string(), Address::to_string)).collect()
 }
 
-fn is_blank(report: &Report, view: &ClusterView) -> bool {
-    report.keys == 0 && !report.functions && view.is_blank() && view.open.is_empty()
-}
-
 fn identities<'a>(nodes: &[NodeSpec], seen: &'a Observation) -> BTreeSet<&'a ClusterNodeId> {
     nodes.iter().filter_map(|n| seen.view(&n.address)).map(|v| &v.my_id).collect()
 }
 
 /// Nodes that were started from one copied nodes.conf, or are one process under two addresses.
-fn twins(nodes: &[NodeSpec], seen: &Observation) -> Vec<FieldError> {
+pub(super) fn twins(nodes: &[NodeSpec], seen: &Observation) -> Vec<FieldError> {
     let mut first_with: BTreeMap<&ClusterNodeId, &Address> = BTreeMap::new();
     let mut errors = Vec::new();
     for (i, node) in nodes.iter().enumerate() {
@@ -168,7 +188,7 @@ fn twins(nodes: &[NodeSpec], seen: &Observation) -> Vec<FieldError> {
 }
 
 /// Where clients must log in, replicas must too.
-fn replication_login(spec: &ClusterSpec, seen: &Observation) -> Option<FieldError> {
+pub(super) fn replication_login(spec: &ClusterSpec, seen: &Observation) -> Option<FieldError> {
     let reports = || spec.nodes.iter().filter_map(|n| Some((n, seen.report(&n.address)?)));
     let closed = reports().any(|(_, r)| r.requires_login);
     let (without, _) = reports().find(|(_, r)| !r.has_replication_login)?;
@@ -209,7 +229,7 @@ fn formats(spec: &ClusterSpec, seen: &Observation) -> Vec<FieldError> {
         .collect()
 }
 
-fn mixed_versions(nodes: &[NodeSpec], seen: &Observation) -> Option<Warning> {
+pub(super) fn mixed_versions(nodes: &[NodeSpec], seen: &Observation) -> Option<Warning> {
     let versions: BTreeSet<_> = nodes
         .iter()
         .filter_map(|n| seen.report(&n.address))
@@ -228,14 +248,8 @@ fn resets(nodes: &[NodeSpec], seen: &Observation) -> BTreeMap<Address, ResetTerm
     nodes
         .iter()
         .filter_map(|n| Some((&n.address, seen.report(&n.address)?)))
-        .filter_map(|(a, r)| {
-            let view = r.cluster.as_ref()?;
-            let term = || ResetTerm {
-                identity: view.my_id.clone(),
-                run_id: r.run_id.clone(),
-                keys: r.keys,
-            };
-            (!is_blank(r, view)).then(|| (a.clone(), term()))
-        })
+        .filter(|(_, r)| !r.is_blank())
+        // Whoever makes a cluster of these nodes knows that the earlier one is at its end.
+        .filter_map(|(a, r)| Some((a.clone(), ResetTerm { serves: false, ..ResetTerm::of(r)? })))
         .collect()
 }

@@ -16,12 +16,14 @@ use serde::{Deserialize, Serialize};
 use super::hazard::Hazard;
 use super::id::ShardId;
 use super::node::{Address, Capabilities, ClusterNodeId, Flavor, Version};
-use super::observation::{Mark, Observation};
+use super::observation::{Mark, Observation, Report, Role, Sighting};
+use super::plan::WaitingFor;
 use super::policy::Policy;
 use super::refusal::FieldError;
-use super::step::command::ShownCommand;
+use super::slot::SlotSet;
+use super::step::command::{FailoverMethod, ShownCommand};
 use super::step::{Blocker, Check, Step, StepKey, Wait};
-use super::topology::Topology;
+use super::topology::{Layout, Topology};
 
 /// What an intent says beyond the shape, valid for its plan alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -33,6 +35,44 @@ pub struct Terms {
     pub resets: BTreeMap<Address, ResetTerm>,
     /// Whether the cluster is new and without data, so that it may form with impatient settings.
     pub forming: bool,
+    /// Who is to take over in a shard that is served.
+    pub seats: BTreeMap<ShardId, Seat>,
+    /// Whether changes of primary are all that there is to do, and nothing else is waited for.
+    pub seats_only: bool,
+    /// Nodes that are to leave the cluster.
+    pub leavers: BTreeMap<Address, Leaver>,
+    /// Members of the cluster that are left out of account, whatever has become of them.
+    pub apart: BTreeSet<Address>,
+}
+
+/// A change of primary: needed while the slots are `from`'s.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seat {
+    pub from: Address,
+    pub from_id: ClusterNodeId,
+    /// What it was seen to serve.
+    pub slots: SlotSet,
+    pub to: Address,
+    pub method: FailoverMethod,
+    /// How long writes are expected to wait, in milliseconds.
+    pub expected_ms: Option<u64>,
+}
+
+/// A node that is to leave, as it was when that was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaver {
+    /// The shard that it was a member of, and where that stands.
+    pub shard: ShardId,
+    pub identity: ClusterNodeId,
+    /// The shard, by position, that is left without any replica.
+    pub bares: Option<u16>,
+}
+
+impl Terms {
+    /// The nodes that a plan is about beside those of the spec.
+    pub fn others(&self) -> impl Iterator<Item = &Address> {
+        self.leavers.keys().chain(self.resets.keys())
+    }
 }
 
 /// A node that may be emptied, while it is still what was meant.
@@ -44,6 +84,27 @@ pub struct ResetTerm {
     pub run_id: String,
     /// How many keys it had.
     pub keys: u64,
+    /// Whether it had functions, which go too.
+    #[serde(default)]
+    pub functions: bool,
+    /// Whether a cluster in use loses slots with it.
+    #[serde(default)]
+    pub serves: bool,
+}
+
+impl ResetTerm {
+    /// What a node is now, if it is a cluster node.
+    #[must_use]
+    pub fn of(report: &Report) -> Option<Self> {
+        let view = report.cluster.as_ref()?;
+        Some(Self {
+            identity: view.my_id.clone(),
+            run_id: report.run_id.clone(),
+            keys: report.keys,
+            functions: report.functions,
+            serves: report.role == Role::Primary && !view.my_slots().is_empty(),
+        })
+    }
 }
 
 /// What the planner is asked.
@@ -79,7 +140,7 @@ pub enum Next {
 /// The next steps.
 #[must_use]
 pub fn next(question: &Question) -> Next {
-    for stage in rules::stages(question.goal) {
+    for stage in rules::stages(question) {
         let steps = match stage(question) {
             Ok(steps) => steps,
             Err(blockers) => return Next::Stuck(blockers),
@@ -140,14 +201,148 @@ impl Forecast {
     pub fn hazards(&self) -> Vec<Hazard> {
         self.steps.iter().flat_map(|s| s.step.action().hazards()).collect()
     }
+}
 
-    /// How the plan differs from nothing to do, for people.
-    #[must_use]
-    pub fn differences(&self) -> Vec<FieldError> {
-        let steps = self.steps.iter().map(|s| FieldError::new("", s.step.action().title()));
-        let blockers = self.blockers.iter().map(|b| FieldError::new("", b.why.clone()));
-        steps.chain(blockers).collect()
-    }
+/// One way in which the nodes are not as wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    pub kind: DifferenceKind,
+    /// The same for the same difference at every look, whatever the words say of counts.
+    pub key: String,
+    pub why: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DifferenceKind {
+    /// A node cannot be judged: it is silent, or loads its data.
+    Sight,
+    /// Something is on its way, and a plan would only wait for it.
+    Wait,
+    /// Something is otherwise, and a plan would change it, or stop at it.
+    Deed,
+}
+
+/// How the nodes differ from what is wanted: what a plan with no terms would do, for people. Empty
+/// where the topology is settled.
+///
+/// `former` are the members of the last version that had some: of a topology that is to be gone,
+/// each must be blank. How members do that are `apart`, since they are to go, does not matter.
+#[must_use]
+pub fn unsettled(
+    want: &Topology,
+    former: &BTreeSet<Address>,
+    apart: &BTreeSet<Address>,
+    seen: &Observation,
+    policy: &Policy,
+) -> Vec<FieldError> {
+    let differences = differences(want, former, apart, seen, policy);
+    differences.into_iter().map(|d| FieldError::new("", d.why)).collect()
+}
+
+/// The same, each by its kind.
+#[must_use]
+pub fn differences(
+    want: &Topology,
+    former: &BTreeSet<Address>,
+    apart: &BTreeSet<Address>,
+    seen: &Observation,
+    policy: &Policy,
+) -> Vec<Difference> {
+    let terms = Terms { apart: apart.clone(), ..Terms::default() };
+    let want = &want.without(apart);
+    let members: BTreeSet<&Address> = match &want.layout {
+        Layout::Cluster { .. } | Layout::Replication { .. } | Layout::Sentinel { .. } => {
+            want.layout.members()
+        }
+        Layout::Gone => former.iter().collect(),
+    };
+    let gone = want.layout == Layout::Gone;
+    let of_node = |node: &&Address| {
+        let (kind, why) = match seen.sighting(node) {
+            Sighting::Silent(s) => {
+                (DifferenceKind::Sight, format!("{node} does not answer ({})", s.message))
+            }
+            Sighting::Unknown => (DifferenceKind::Sight, format!("{node} was not seen yet")),
+            Sighting::Seen(r) if gone && !r.is_blank() => {
+                let keys = r.keys;
+                let why =
+                    format!("{node} is to be blank, but holds {keys} keys or knows other nodes");
+                (DifferenceKind::Deed, why)
+            }
+            Sighting::Seen(r) if r.loading => {
+                (DifferenceKind::Sight, format!("{node} still loads its data"))
+            }
+            Sighting::Seen(_) => return None,
+        };
+        Some(Difference { kind, key: format!("node:{node}"), why })
+    };
+    let told = |wait: &Wait| wait.nodes.iter().all(|n| members.contains(n));
+    let of_step = |step: &Step| {
+        let action = step.action();
+        let (kind, why) = match action.check(seen) {
+            // Waiting for nodes that do not answer is no news after these.
+            Check::Waiting(wait) if wait.reason == WaitingFor::Node && told(&wait) => return None,
+            Check::Waiting(wait) => (DifferenceKind::Wait, wait.why),
+            Check::Ready | Check::Blocked(_) => (DifferenceKind::Deed, action.title()),
+            // Needed only for what comes before it.
+            Check::Done => return None,
+        };
+        Some(Difference { kind, key: action.key(), why })
+    };
+    let of_blocker = |blocker: &Blocker| {
+        let node = blocker.node.as_ref().map(|n| format!(":{n}")).unwrap_or_default();
+        Difference {
+            kind: DifferenceKind::Deed,
+            key: format!("{}{node}", blocker.code),
+            why: format!("{}. {}", blocker.why, blocker.recovery),
+        }
+    };
+    let forecast = forecast(&Question { want, seen, terms: &terms, policy, goal: Goal::Converge });
+    let nodes = members.iter().filter_map(of_node);
+    let steps = forecast.steps.iter().filter_map(|s| of_step(&s.step));
+    nodes.chain(steps).chain(forecast.blockers.iter().map(of_blocker)).collect()
+}
+
+/// Whether something stands between the nodes and what is wanted that no plan can take away.
+#[must_use]
+pub fn is_blocked(want: &Topology, seen: &Observation, policy: &Policy) -> bool {
+    let terms = Terms::default();
+    let asked = Question { want, seen, terms: &terms, policy, goal: Goal::Converge };
+    !forecast(&asked).blockers.is_empty()
+}
+
+/// Whether all nodes agree, and on what is wanted: nodes that wait to be told their parts agree too.
+#[must_use]
+pub fn has_formed(question: &Question) -> bool {
+    rules::formed(question)
+}
+
+/// Those of `pending`, steps that the database says were never begun, that are done all the same
+/// although nothing but their commands brings them about: proof that the world is ahead of this
+/// database.
+#[must_use]
+pub fn ahead_of_record(pending: &[Step], seen: &Observation) -> Vec<StepKey> {
+    let ours = |step: &&Step| match step {
+        Step::ResetNode(_)
+        | Step::Configure(_)
+        | Step::SetTemporary(_)
+        | Step::ClaimSlots(_)
+        | Step::Leave(_)
+        | Step::Replicate(_) => true,
+        // Gossip introduces nodes too, and spreads what was forgotten; the others need no command
+        // of ours.
+        Step::Meet(_)
+        | Step::Forget(_)
+        | Step::AwaitAgreement(_)
+        | Step::AwaitSync(_)
+        | Step::BumpEpoch(_)
+        // Nodes elect by themselves.
+        | Step::FailOver(_)
+        | Step::RestoreSettings(_)
+        | Step::RewriteConfig(_) => false,
+    };
+    let done = |step: &&Step| step.action().check(seen) == Check::Done;
+    pending.iter().filter(ours).filter(done).map(|step| step.action().key()).collect()
 }
 
 /// Folds the effects of the steps until nothing is left. Waits are taken to end well.
@@ -157,8 +352,9 @@ pub fn forecast(question: &Question) -> Forecast {
     // Each step is taken at most once, so a world that no step improves ends the loop.
     let mut taken = BTreeSet::new();
     loop {
+        let settled = settled_marks(&Question { seen: &forecast.world, ..*question });
+        forecast.world.marks.retain(|m| !settled.contains(m));
         let asked = Question { seen: &forecast.world, ..*question };
-        let settled = settled_marks(&asked);
         let steps = match next(&asked) {
             Next::Converged => break,
             Next::Stuck(blockers) => {
@@ -168,7 +364,6 @@ pub fn forecast(question: &Question) -> Forecast {
             Next::Act(steps) => steps,
             Next::Wait(waits) => waits.into_iter().map(|(step, _)| step).collect(),
         };
-        forecast.world.marks.retain(|m| !settled.contains(m));
         let mut fresh = false;
         for step in steps {
             let action = step.action();
@@ -191,5 +386,5 @@ pub fn forecast(question: &Question) -> Forecast {
 
 fn capabilities(node: &Address, seen: &Observation) -> Capabilities {
     let oldest = Capabilities::of(Flavor::Redis, Version::new(6, 2, 0));
-    seen.report(node).map_or(oldest, super::observation::Report::capabilities)
+    seen.report(node).map_or(oldest, Report::capabilities)
 }

@@ -1,5 +1,12 @@
 //! Properties that every plan must have, whatever the nodes.
 
+mod adopt;
+mod dissolve;
+mod drain;
+mod drift;
+mod members;
+mod replace;
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
@@ -244,6 +251,7 @@ proptest! {
             nodes: &put.nodes,
             shards: put.shards,
             replicas: put.replicas_per_shard,
+            overrides: &put.overrides,
             placement: &put.placement,
             previous: Some(shards),
         }).unwrap();

@@ -1,5 +1,6 @@
 //! Waits until every node sees the same cluster: the same members, roles, slots and epochs, all
-//! links up, and the state ok. It sends nothing.
+//! links up, and the state ok. It sends nothing. Spares that sit in the cluster and do nothing there
+//! have no say.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,29 +9,49 @@ use serde::{Deserialize, Serialize};
 use super::command::Command;
 use super::{Action, Check, StepKey, Wait};
 use crate::domain::node::{Address, ClusterNodeId};
-use crate::domain::observation::{Observation, Peer, Report, Role, Sighting};
+use crate::domain::observation::{ClusterView, Observation, Peer, Report, Role, Sighting};
 use crate::domain::plan::WaitingFor;
+use crate::domain::slot::SlotSet;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AwaitAgreement {
     pub members: Vec<Address>,
+    /// Nodes that the members may know, whatever has become of them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub apart: BTreeSet<Address>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spares: Vec<Address>,
 }
 
 impl AwaitAgreement {
+    #[must_use]
+    pub fn of(members: Vec<Address>) -> Self {
+        Self { members, apart: BTreeSet::new(), spares: vec![] }
+    }
+
     /// What each node still lacks; nothing when all agree. One reason a node is enough.
     #[must_use]
     pub fn lacking(&self, seen: &Observation) -> BTreeMap<Address, String> {
         let ids: BTreeSet<&ClusterNodeId> =
             self.members.iter().filter_map(|m| seen.view(m)).map(|v| &v.my_id).collect();
-        let model = self.members.iter().find_map(|m| seen.view(m)).map(|v| v.signature());
+        let spares: BTreeSet<&Address> = self.spares.iter().collect();
+        let idle = |view| seen.idle_in(view, &spares);
+        let model = self.members.iter().find_map(|m| seen.view(m)).map(|v| shape(v, &idle(v)));
         let mut lacking = BTreeMap::new();
         for member in &self.members {
             let why = match seen.report(member) {
                 None => Some("does not answer".to_owned()),
-                Some(report) => self.lack_of(report, &ids).or_else(|| {
-                    let same = report.cluster.as_ref().map(|v| v.signature()) == model;
-                    (!same).then(|| "sees other roles or slots than the first node".to_owned())
-                }),
+                Some(report) => match &report.cluster {
+                    None => Some("does not run in cluster mode".to_owned()),
+                    Some(view) => {
+                        let idle = idle(view);
+                        self.lack_of(report, view, &ids, &idle).or_else(|| {
+                            let same = Some(shape(view, &idle)) == model;
+                            (!same)
+                                .then(|| "sees other roles or slots than the first node".to_owned())
+                        })
+                    }
+                },
             };
             if let Some(why) = why {
                 lacking.insert(member.clone(), why);
@@ -39,18 +60,25 @@ impl AwaitAgreement {
         lacking
     }
 
-    fn lack_of(&self, report: &Report, ids: &BTreeSet<&ClusterNodeId>) -> Option<String> {
-        let Some(view) = &report.cluster else {
-            return Some("does not run in cluster mode".to_owned());
-        };
+    fn lack_of(
+        &self,
+        report: &Report,
+        view: &ClusterView,
+        ids: &BTreeSet<&ClusterNodeId>,
+        idle: &BTreeSet<&ClusterNodeId>,
+    ) -> Option<String> {
         let name = |p: &Peer| p.address.as_ref().map_or("a node".to_owned(), ToString::to_string);
-        let others = || view.peers.iter().filter(|(id, _)| **id != view.my_id).map(|(_, p)| p);
+        let apart = |p: &Peer| p.address.as_ref().is_some_and(|a| self.apart.contains(a));
+        let counted = || view.peers.iter().filter(|(id, p)| !apart(p) && !idle.contains(id));
+        let others = || counted().filter(|(id, _)| **id != view.my_id).map(|(_, p)| p);
+        let known: BTreeSet<&ClusterNodeId> =
+            counted().filter(|(_, p)| !p.handshake).map(|(id, _)| id).collect();
         if report.loading {
             Some("loads its data".to_owned())
         } else if view.shaking_hands() {
             Some("still shakes hands".to_owned())
-        } else if view.known() != *ids {
-            Some(format!("knows {} of {} nodes", view.known().len(), self.members.len()))
+        } else if known != *ids {
+            Some(format!("knows {} of {} nodes", known.len(), self.members.len()))
         } else if let Some(peer) = others().find(|p| p.failed || p.suspect) {
             Some(format!("believes that {} has failed", name(peer)))
         } else if let Some(peer) = others().find(|p| !p.linked) {
@@ -65,6 +93,14 @@ impl AwaitAgreement {
             Some("sees two primaries with one epoch".to_owned())
         }
     }
+}
+
+/// Who serves what as one node sees it, without those who are idle.
+fn shape<'a>(
+    view: &'a ClusterView,
+    idle: &BTreeSet<&ClusterNodeId>,
+) -> Vec<(&'a ClusterNodeId, Role, Option<&'a ClusterNodeId>, &'a SlotSet)> {
+    view.signature().into_iter().filter(|(id, ..)| !idle.contains(id)).collect()
 }
 
 fn distinct_epochs<'a>(peers: impl Iterator<Item = &'a Peer>) -> bool {
@@ -89,12 +125,18 @@ impl Action for AwaitAgreement {
         let lacking = self.lacking(seen);
         let Some((first, why)) = lacking.first_key_value() else { return Check::Done };
         let silent = lacking.keys().any(|m| seen.report(m).is_none());
+        let copies = |r: &Report| r.loading || r.replication.sync_in_progress;
+        let copying = lacking.keys().filter_map(|m| seen.report(m)).any(copies);
         let more = match lacking.len() {
             1 => String::new(),
             n => format!(", and {} more nodes lack something", n - 1),
         };
         Check::Waiting(Wait {
-            reason: if silent { WaitingFor::Node } else { WaitingFor::Convergence },
+            reason: match (silent, copying) {
+                (true, _) => WaitingFor::Node,
+                (false, true) => WaitingFor::Sync,
+                (false, false) => WaitingFor::Convergence,
+            },
             why: format!("{first} {why}{more}"),
             done: self.members.len() - lacking.len(),
             total: self.members.len(),

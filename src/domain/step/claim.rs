@@ -20,10 +20,13 @@ pub struct ClaimSlots {
 }
 
 impl ClaimSlots {
-    /// The slots that others own as this node sees it: to claim those would be a quarrel.
-    fn taken(&self, view: &ClusterView) -> SlotSet {
-        let others = view.peers.iter().filter(|(id, _)| **id != view.my_id);
-        others.fold(SlotSet::empty(), |all, (_, p)| all.union(&p.slots)).intersection(&self.slots)
+    /// The slots that others own, as this node or anybody sees it: to claim those would be a quarrel
+    /// that the higher epoch wins, and the loser drops its keys. A node that is still alone would
+    /// not know of them.
+    fn taken(&self, mine: &ClusterView, missing: &SlotSet, seen: &Observation) -> SlotSet {
+        let views = seen.nodes.keys().filter_map(|a| seen.view(a)).chain([mine]);
+        let others = views.flat_map(|v| &v.peers).filter(|(id, _)| **id != mine.my_id);
+        others.fold(SlotSet::empty(), |all, (_, p)| all.union(&p.slots.intersection(missing)))
     }
 
     fn needs_epoch(&self, view: &ClusterView) -> bool {
@@ -58,13 +61,13 @@ impl Action for ClaimSlots {
         if missing.is_empty() && !self.needs_epoch(view) {
             return Check::Done;
         }
-        let taken = self.taken(view);
+        let taken = self.taken(view, &missing, seen);
         if !taken.is_empty() {
             return Check::Blocked(Blocker {
                 code: "slots_taken",
                 node: Some(self.node.clone()),
-                why: format!("{} sees slots {taken} owned by another node", self.node),
-                recovery: "Look at GET …/slots and at CLUSTER NODES of the node; remove the other owner or ask for a layout that keeps it.",
+                why: format!("{} is to serve slots {taken}, but another node owns them", self.node),
+                recovery: "Slots that somebody owns are not moved by this plan. Look at GET …/slots and at CLUSTER NODES of the nodes; move the slots, or ask for a layout that leaves them where they are (accept_drift).",
             });
         }
         if report.role == Role::Replica {

@@ -29,8 +29,43 @@ pub enum Verb {
     /// The adapter resolves the host first, since `CLUSTER MEET` takes IP literals only.
     Meet(Address),
     Replicate(ClusterNodeId),
+    /// Strikes a node from the list of those that this one knows.
+    Forget(ClusterNodeId),
+    /// Makes a replica the primary of its shard. That it is taken says nothing of how it ends.
+    Failover(FailoverMethod),
+    /// Gives the node a greater epoch than all that it knows, unless it has the greatest.
+    BumpEpoch,
+    /// Asks the node who it is, on the connection on which the rest follows; what comes after is sent
+    /// only if it is still this one. An address may have been given to another node since the look.
+    Confirm(ClusterNodeId),
     FlushAll,
     ResetHard,
+}
+
+/// How a replica is made primary of its shard.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    Default,
+    ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum FailoverMethod {
+    /// The primary pauses writes until the replica has them all; nothing is lost.
+    #[default]
+    Graceful,
+    /// The replica does not ask its primary; a majority of the primaries votes.
+    Force,
+    /// Nobody is asked.
+    Takeover,
 }
 
 /// A command as a preview shows it.
@@ -78,7 +113,14 @@ impl Verb {
                 .collect(),
             Self::Meet(to) => words(&format!("CLUSTER MEET {} {}", to.host(), to.port())),
             Self::Replicate(primary) => words(&format!("CLUSTER REPLICATE {primary}")),
-            Self::FlushAll => words("FLUSHALL"),
+            Self::Forget(id) => words(&format!("CLUSTER FORGET {id}")),
+            Self::Failover(FailoverMethod::Graceful) => words("CLUSTER FAILOVER"),
+            Self::Failover(FailoverMethod::Force) => words("CLUSTER FAILOVER FORCE"),
+            Self::Failover(FailoverMethod::Takeover) => words("CLUSTER FAILOVER TAKEOVER"),
+            Self::BumpEpoch => words("CLUSTER BUMPEPOCH"),
+            Self::Confirm(_) => words("CLUSTER MYID"),
+            // What frees the memory must not block the node.
+            Self::FlushAll => words("FLUSHALL ASYNC"),
             Self::ResetHard => words("CLUSTER RESET HARD"),
         }
     }
@@ -103,6 +145,10 @@ impl Verb {
             | Self::AddSlots(_)
             | Self::Meet(_)
             | Self::Replicate(_)
+            | Self::Forget(_)
+            | Self::Failover(_)
+            | Self::BumpEpoch
+            | Self::Confirm(_)
             | Self::FlushAll
             | Self::ResetHard => self.words(capabilities).join(" "),
         }

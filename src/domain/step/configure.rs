@@ -8,6 +8,7 @@ use super::command::{Command, Verb};
 use super::{Action, Check, StepKey, seen_or_wait};
 use crate::domain::node::Address;
 use crate::domain::observation::{Mark, MarkKind, Observation, Report, Sighting};
+use crate::domain::size::bytes;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Configure {
@@ -86,26 +87,8 @@ impl Action for Configure {
 }
 
 /// Whether two ways of writing a setting mean the same: servers answer `2147483648` for `2gb`.
-fn same_value(left: &str, right: &str) -> bool {
+pub(in crate::domain) fn same_value(left: &str, right: &str) -> bool {
     left == right || matches!((bytes(left), bytes(right)), (Some(a), Some(b)) if a == b)
-}
-
-/// A size as redis.conf writes it: `1k` is 1000, `1kb` is 1024.
-fn bytes(text: &str) -> Option<u64> {
-    let text = text.to_ascii_lowercase();
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at(digits);
-    let factor = match unit {
-        "" | "b" => 1,
-        "k" => 1000,
-        "kb" => 1 << 10,
-        "m" => 1_000_000,
-        "mb" => 1 << 20,
-        "g" => 1_000_000_000,
-        "gb" => 1 << 30,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(factor)
 }
 
 #[cfg(test)]

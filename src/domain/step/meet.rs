@@ -21,8 +21,28 @@ impl Meet {
     /// Those that the node does not know yet, with the ids that they have.
     fn strangers<'a>(&'a self, view: &ClusterView, seen: &'a Observation) -> Vec<&'a Address> {
         let known: BTreeSet<&ClusterNodeId> = view.known();
-        let unknown = |a: &&Address| !seen.view(a).is_some_and(|v| known.contains(&v.my_id));
+        // One that does not show itself is known by its address, as gossip has it.
+        let at = |a: &Address| {
+            let peers = view.peers.values().filter(|p| !p.handshake);
+            peers.filter_map(|p| p.address.as_ref()).any(|there| there == a)
+        };
+        let unknown =
+            |a: &&Address| !seen.view(a).map_or_else(|| at(a), |v| known.contains(&v.my_id));
         self.others.iter().filter(unknown).collect()
+    }
+
+    /// Nodes that are in one cluster with any of these, such as one that is to leave it: gossip
+    /// introduces them too.
+    fn bystanders(&self, world: &Observation) -> Vec<Address> {
+        let parties = || self.others.iter().chain([&self.node]);
+        let knows = |a: &Address, b: &Address| {
+            let id = world.view(b).map(|v| &v.my_id);
+            world.view(a).is_some_and(|v| id.is_some_and(|id| v.peers.contains_key(id)))
+        };
+        let beside = |a: &&Address| {
+            !parties().any(|p| p == *a) && parties().any(|p| knows(a, p) && knows(p, a))
+        };
+        world.nodes.keys().filter(beside).cloned().collect()
     }
 }
 
@@ -65,9 +85,16 @@ impl Action for Meet {
     }
 
     fn effect(&self, world: &mut Observation) {
+        let bystanders = self.bystanders(world);
         for other in &self.others {
             introduce(world, &self.node, other);
             introduce(world, other, &self.node);
+        }
+        for bystander in &bystanders {
+            for party in self.others.iter().chain([&self.node]) {
+                introduce(world, bystander, party);
+                introduce(world, party, bystander);
+            }
         }
     }
 

@@ -5,14 +5,19 @@
 //! carry it out as it is.
 
 pub mod agree;
+pub mod bump;
 pub mod claim;
 pub mod command;
 pub mod configure;
+pub mod failover;
+pub mod forget;
+pub mod leave;
 pub mod meet;
 pub mod replicate;
 pub mod reset;
 pub mod restore;
 pub mod rewrite;
+pub mod sync;
 pub mod temporary;
 
 use serde::{Deserialize, Serialize};
@@ -33,12 +38,17 @@ pub enum Step {
     RestoreSettings(restore::RestoreSettings),
     RewriteConfig(rewrite::RewriteConfig),
     ResetNode(reset::ResetNode),
+    Forget(forget::Forget),
     Configure(configure::Configure),
     SetTemporary(temporary::SetTemporary),
     ClaimSlots(claim::ClaimSlots),
     Meet(meet::Meet),
     Replicate(replicate::Replicate),
     AwaitAgreement(agree::AwaitAgreement),
+    AwaitSync(sync::AwaitSync),
+    BumpEpoch(bump::BumpEpoch),
+    FailOver(failover::FailOver),
+    Leave(leave::Leave),
 }
 
 /// Where a step stands, judged from what was seen alone.
@@ -111,12 +121,17 @@ impl Step {
             Self::RestoreSettings(s) => s,
             Self::RewriteConfig(s) => s,
             Self::ResetNode(s) => s,
+            Self::Forget(s) => s,
             Self::Configure(s) => s,
             Self::SetTemporary(s) => s,
             Self::ClaimSlots(s) => s,
             Self::Meet(s) => s,
             Self::Replicate(s) => s,
             Self::AwaitAgreement(s) => s,
+            Self::AwaitSync(s) => s,
+            Self::BumpEpoch(s) => s,
+            Self::FailOver(s) => s,
+            Self::Leave(s) => s,
         }
     }
 
@@ -127,12 +142,17 @@ impl Step {
             Self::RestoreSettings(_) => "restore_settings",
             Self::RewriteConfig(_) => "rewrite_config",
             Self::ResetNode(_) => "reset_node",
+            Self::Forget(_) => "forget",
             Self::Configure(_) => "configure",
             Self::SetTemporary(_) => "set_temporary",
             Self::ClaimSlots(_) => "claim_slots",
             Self::Meet(_) => "meet",
             Self::Replicate(_) => "replicate",
             Self::AwaitAgreement(_) => "await_agreement",
+            Self::AwaitSync(_) => "await_sync",
+            Self::BumpEpoch(_) => "bump_epoch",
+            Self::FailOver(_) => "fail_over",
+            Self::Leave(_) => "leave",
         }
     }
 }
@@ -143,7 +163,10 @@ impl Wait {
     pub fn for_nodes(nodes: Vec<Address>, seen: &Observation) -> Self {
         let words: Vec<_> = nodes.iter().map(|n| silence(n, seen)).collect();
         let total = nodes.len();
-        Self { reason: WaitingFor::Node, nodes, why: words.join("; "), done: 0, total }
+        // To load what is on the disk takes as long as it takes.
+        let loads = nodes.iter().all(|n| seen.report(n).is_some_and(|r| r.loading));
+        let reason = if loads { WaitingFor::Sync } else { WaitingFor::Node };
+        Self { reason, nodes, why: words.join("; "), done: 0, total }
     }
 
     /// Waits until gossip has told one node something.
@@ -157,6 +180,7 @@ impl Wait {
 fn silence(node: &Address, seen: &Observation) -> String {
     match seen.sighting(node) {
         Sighting::Silent(s) => format!("{node} does not answer ({})", s.message),
+        Sighting::Seen(report) if report.loading => format!("{node} loads its data"),
         Sighting::Seen(_) | Sighting::Unknown => format!("{node} was not seen yet"),
     }
 }

@@ -6,12 +6,21 @@ use super::claim::no_cluster;
 use super::command::{Command, Verb};
 use super::{Action, Blocker, Check, StepKey, Wait, seen_or_wait};
 use crate::domain::node::Address;
-use crate::domain::observation::{Observation, Role, Sighting};
+use crate::domain::observation::{Observation, Report, Role, Sighting};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replicate {
     pub node: Address,
     pub primary: Address,
+}
+
+impl Replicate {
+    /// Whether a replica would drop its copy of keys that nobody else seen has.
+    fn holds_an_only_copy(&self, report: &Report, primary: &Report, seen: &Observation) -> bool {
+        let mine = report.cluster.as_ref().and_then(|v| v.me()).and_then(|me| me.primary.as_ref());
+        let orphaned = mine.is_none_or(|id| seen.by_cluster_id(id).is_none());
+        report.role == Role::Replica && report.keys > 0 && primary.keys == 0 && orphaned
+    }
 }
 
 impl Action for Replicate {
@@ -54,6 +63,16 @@ impl Action for Replicate {
                     self.node
                 ),
                 recovery: "Empty the node, or choose another one.",
+            })
+        } else if self.holds_an_only_copy(report, primary, seen) {
+            Check::Blocked(Blocker {
+                code: "node_has_keys",
+                node: Some(self.node.clone()),
+                why: format!(
+                    "{} holds {} keys of a primary that is gone, and {} holds none",
+                    self.node, report.keys, self.primary
+                ),
+                recovery: "Where the keys are needed, make the node a primary (CLUSTER FAILOVER TAKEOVER); else empty it. Then ask for the plan again.",
             })
         } else if primary.role != Role::Primary {
             Check::Blocked(Blocker {

@@ -7,7 +7,9 @@ use super::command::{Command, Verb};
 use super::{Action, Blocker, Check, StepKey, seen_or_wait};
 use crate::domain::hazard::{Hazard, HazardKind};
 use crate::domain::node::{Address, ClusterNodeId};
-use crate::domain::observation::{ClusterView, Observation, Peer, Role, Sighting};
+use crate::domain::observation::{
+    ClusterView, IdentityMark, Mark, MarkKind, Observation, Peer, Role, Sighting,
+};
 use crate::domain::planner::ResetTerm;
 use crate::domain::slot::SlotSet;
 
@@ -24,6 +26,37 @@ pub fn hazard_id(node: &Address) -> String {
     format!("flush:{node}")
 }
 
+/// What a node shows after `CLUSTER RESET HARD`.
+pub(super) fn blank_out(node: &Address, world: &mut Observation) {
+    let Some(Sighting::Seen(report)) = world.nodes.get_mut(node) else { return };
+    report.keys = 0;
+    report.functions = false;
+    report.role = Role::Primary;
+    report.replication.primary = None;
+    let id = ClusterNodeId(format!("(new id of {})", node));
+    let me = Peer {
+        address: Some(node.clone()),
+        bus_port: None,
+        role: Role::Primary,
+        primary: None,
+        epoch: 0,
+        linked: true,
+        suspect: false,
+        failed: false,
+        handshake: false,
+        slots: SlotSet::empty(),
+    };
+    report.cluster = Some(ClusterView {
+        my_id: id.clone(),
+        state_ok: false,
+        my_epoch: 0,
+        current_epoch: 0,
+        peers: [(id, me)].into(),
+        open: vec![],
+        health: [].into(),
+    });
+}
+
 impl Action for ResetNode {
     fn key(&self) -> StepKey {
         format!("reset_node:{}", self.node)
@@ -38,16 +71,20 @@ impl Action for ResetNode {
     }
 
     fn hazards(&self) -> Vec<Hazard> {
-        vec![Hazard {
-            id: hazard_id(&self.node),
-            kind: HazardKind::DataLoss,
-            step: self.key(),
-            why: format!(
+        let hazard = |id, kind, why| Hazard { id, kind, step: self.key(), why, expected_ms: None };
+        if self.term.keys > 0 || self.term.functions {
+            let why = format!(
                 "{} loses its {} keys, its functions and its place in the cluster that it belongs to",
                 self.node, self.term.keys
-            ),
-            expected_ms: None,
-        }]
+            );
+            vec![hazard(hazard_id(&self.node), HazardKind::DataLoss, why)]
+        } else if self.term.serves {
+            let why =
+                format!("nobody serves the slots of {} any more; it holds no keys", self.node);
+            vec![hazard(format!("outage:{}", self.node), HazardKind::Outage, why)]
+        } else {
+            vec![]
+        }
     }
 
     fn check(&self, seen: &Observation) -> Check {
@@ -57,15 +94,19 @@ impl Action for ResetNode {
                 Some(view) if view.my_id != self.term.identity => Check::Done,
                 None => Check::Done,
                 // Consent was given for that process and those keys, not for what came since.
-                Some(_) if r.run_id != self.term.run_id || r.keys > self.term.keys => {
+                Some(_)
+                    if r.run_id != self.term.run_id
+                        || r.keys > self.term.keys
+                        || (r.functions && !self.term.functions && self.term.keys == 0) =>
+                {
                     Check::Blocked(Blocker {
                         code: "node_has_keys",
                         node: Some(self.node.clone()),
                         why: format!(
-                            "{} was restarted, or holds more keys ({}) than when its loss was accepted ({})",
+                            "{} was restarted, or holds more ({} keys) than when its loss was accepted ({} keys)",
                             self.node, r.keys, self.term.keys
                         ),
-                        recovery: "Look at what the node holds now; then delete the topology and create it anew with fresh consent.",
+                        recovery: "See that nobody writes to the node any more, and look at what it holds now. Then ask for the same again with fresh consent: dissolve once more, or delete the topology and create it anew.",
                     })
                 }
                 Some(_) => Check::Ready,
@@ -74,33 +115,9 @@ impl Action for ResetNode {
     }
 
     fn effect(&self, world: &mut Observation) {
-        let Some(Sighting::Seen(report)) = world.nodes.get_mut(&self.node) else { return };
-        report.keys = 0;
-        report.functions = false;
-        report.role = Role::Primary;
-        report.replication.primary = None;
-        let id = ClusterNodeId(format!("(new id of {})", self.node));
-        let me = Peer {
-            address: Some(self.node.clone()),
-            bus_port: None,
-            role: Role::Primary,
-            primary: None,
-            epoch: 0,
-            linked: true,
-            suspect: false,
-            failed: false,
-            handshake: false,
-            slots: SlotSet::empty(),
-        };
-        report.cluster = Some(ClusterView {
-            my_id: id.clone(),
-            state_ok: false,
-            my_epoch: 0,
-            current_epoch: 0,
-            peers: [(id, me)].into(),
-            open: vec![],
-            health: [].into(),
-        });
+        let marks = self.marks(world);
+        world.marks.extend(marks);
+        blank_out(&self.node, world);
     }
 
     /// A primary with keys refuses the reset, so it is emptied first; a replica refuses to be
@@ -108,6 +125,14 @@ impl Action for ResetNode {
     fn commands(&self, seen: &Observation) -> Vec<Command> {
         let primary = seen.report(&self.node).is_some_and(|r| r.role == Role::Primary);
         let flush = primary.then(|| Command::new(&self.node, Verb::FlushAll));
-        flush.into_iter().chain([Command::new(&self.node, Verb::ResetHard)]).collect()
+        let confirm = Command::new(&self.node, Verb::Confirm(self.term.identity.clone()));
+        let reset = Command::new(&self.node, Verb::ResetHard);
+        [confirm].into_iter().chain(flush).chain([reset]).collect()
+    }
+
+    fn marks(&self, seen: &Observation) -> Vec<Mark> {
+        let what = MarkKind::Identity(IdentityMark { id: self.term.identity.clone() });
+        let mark = Mark { node: self.node.clone(), what };
+        if seen.marks.contains(&mark) { vec![] } else { vec![mark] }
     }
 }

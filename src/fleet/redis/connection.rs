@@ -20,13 +20,14 @@ use redis::{
 };
 use tokio::time::timeout;
 
-use super::Timeouts;
 use super::reach::Reach;
 use super::value::text;
+use super::{Timeouts, fence};
 use crate::domain::Timestamp;
 use crate::domain::credential::Credential;
+use crate::domain::fault::ANOTHER_NODE;
 use crate::domain::node::Capabilities;
-use crate::fleet::{FleetError, Target};
+use crate::fleet::{Fence, FleetError, Target};
 
 /// One node's connections.
 pub(super) struct Node {
@@ -43,6 +44,8 @@ pub(super) struct Node {
 pub(super) struct Link {
     connection: MultiplexedConnection,
     login: Option<Arc<Credential>>,
+    /// On whose behalf it sends.
+    fence: Option<Fence>,
     name: Option<ClientName>,
     /// Learned by the first look. It cannot change while the connection lasts.
     pub facts: OnceLock<Facts>,
@@ -110,10 +113,12 @@ impl Node {
         self.looking.lock().await.as_ref()?.facts.get().copied()
     }
 
-    /// Sends commands, one batch at a time, and reads all answers.
+    /// Sends commands, one batch at a time, and reads all answers; where `identity` is given, only
+    /// if the node still has it, as it says on the same connection.
     pub async fn send(
         &self,
         target: &Target,
+        identity: Option<&str>,
         commands: &Pipeline,
         within: Duration,
         times: &Timeouts,
@@ -121,17 +126,20 @@ impl Node {
         let Ok(mut slot) = timeout(within, self.sending.lock()).await else {
             return Err(unreachable(target, "an earlier command still runs there"));
         };
-        // An idle connection may have died unnoticed: try it while nothing is at stake. Its answer
-        // also says that nothing sent before on it is still to come.
-        if let Some(link) = slot.as_ref()
-            && (link.login != target.login || link.ping(times.look).await.is_err())
-        {
-            self.abandon(&mut slot).await;
+        self.make_ready(&mut slot, target, times).await?;
+        let Some(link) = slot.as_ref() else { return Err(unreachable(target, "no connection")) };
+        if let Some(identity) = identity {
+            let mut who = redis::pipe();
+            who.cmd("CLUSTER").arg("MYID");
+            let said =
+                link.ask(&who, times.look).await.map_err(|lost| unreachable(target, lost))?;
+            let said = said.first().and_then(text).unwrap_or_default();
+            if said != identity {
+                let message = format!("it is {said} and not {identity}");
+                let (node, code) = (target.address.clone(), ANOTHER_NODE.to_owned());
+                return Err(FleetError::Rejected { node, code, message });
+            }
         }
-        let link = match &mut *slot {
-            Some(link) => link,
-            none => none.insert(self.open(target, times.connect).await?),
-        };
         match link.ask(commands, within).await {
             Ok(replies) => Ok(replies),
             Err(lost) => {
@@ -140,6 +148,38 @@ impl Node {
                 Err(FleetError::Ambiguous { node, message })
             }
         }
+    }
+
+    /// Sees that nothing sent before can still run on the node.
+    pub async fn fence(&self, target: &Target, times: &Timeouts) -> Result<(), FleetError> {
+        let Ok(mut slot) = timeout(times.connect, self.sending.lock()).await else {
+            return Err(unreachable(target, "an earlier command still runs there"));
+        };
+        self.make_ready(&mut slot, target, times).await
+    }
+
+    /// Leaves in the slot a connection that works and belongs to the target's holder.
+    async fn make_ready(
+        &self,
+        slot: &mut Option<Link>,
+        target: &Target,
+        times: &Timeouts,
+    ) -> Result<(), FleetError> {
+        // An idle connection may have died unnoticed: try it while nothing is at stake. Its answer
+        // also says that nothing sent before on it is still to come.
+        if let Some(link) = slot.as_ref() {
+            let same = link.login == target.login && link.fence == target.fence;
+            if same && link.ping(times.look).await.is_ok() {
+                return Ok(());
+            }
+            self.abandon(slot).await;
+        }
+        let link = self.open(target, times.connect).await?;
+        if let Some(fence) = target.fence {
+            fence::take_over(&link, target, fence, times.look).await?;
+        }
+        *slot = Some(link);
+        Ok(())
     }
 
     /// Drops the connection for sending and makes sure that the next look starts on a new one.
@@ -188,7 +228,8 @@ impl Node {
         let mut left = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
         left.retain(|client| !lost.contains(client));
         let name = text(&who).and_then(|who| ClientName::parse(&who));
-        Ok(Link { connection, login: target.login.clone(), name, facts: OnceLock::new() })
+        let (login, fence) = (target.login.clone(), target.fence);
+        Ok(Link { connection, login, fence, name, facts: OnceLock::new() })
     }
 }
 
@@ -302,6 +343,7 @@ mod tests {
             address: "127.0.0.1:7001".parse().unwrap(),
             login: credential("hunter2"),
             replication: credential("s3cret"),
+            fence: None,
         }
     }
 

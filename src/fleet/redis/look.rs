@@ -270,7 +270,8 @@ mod tests {
             Arc::new(Credential::new(user.map(str::to_owned), password.to_owned()))
         };
         let address = "127.0.0.1:7001".parse().unwrap();
-        Target { address, login: None, replication: replication.map(credential) }
+        let replication = replication.map(credential);
+        Target { address, login: None, replication, fence: None }
     }
 
     fn read(target: &Target, ask: &Ask, answers: &[(Question, Value)]) -> Report {

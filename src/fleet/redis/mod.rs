@@ -5,6 +5,7 @@
 //! granted, and an answer that did not come is told apart from a command that was never sent.
 
 mod connection;
+mod fence;
 mod info;
 mod look;
 mod nodes;
@@ -39,7 +40,8 @@ pub struct Timeouts {
     pub connect: Duration,
     /// For the answers to a look.
     pub look: Duration,
-    /// For the answers to commands; at least a minute where one of them is `FLUSHALL`.
+    /// For the answers to commands. One that takes longer is not lost: its node is barred until it
+    /// answers again.
     pub send: Duration,
 }
 
@@ -110,6 +112,18 @@ impl Fleet for RedisFleet {
             };
             let message = format!("port {port}: {message}");
             Err(FleetError::Unreachable { node: node.clone(), message })
+        }
+        .boxed()
+    }
+
+    fn fence<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<(), FleetError>> {
+        async move {
+            let within = self.timeouts.connect + self.timeouts.look;
+            let node = self.node(&target.address);
+            match timeout(within, node.fence(target, &self.timeouts)).await {
+                Ok(fenced) => fenced,
+                Err(_) => Err(unreachable(target, Lost::Late(within))),
+            }
         }
         .boxed()
     }

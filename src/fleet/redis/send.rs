@@ -13,9 +13,6 @@ use crate::domain::node::{Address, Capabilities};
 use crate::domain::step::command::Verb;
 use crate::fleet::{FleetError, Target};
 
-/// Emptying a node of many gigabytes takes its time.
-const FLUSH: Duration = Duration::from_secs(60);
-
 pub(super) async fn send(
     node: &Node,
     target: &Target,
@@ -26,13 +23,16 @@ pub(super) async fn send(
     if verbs.is_empty() {
         return Ok(());
     }
+    let (identity, verbs) = match verbs {
+        [Verb::Confirm(identity), rest @ ..] => (Some(identity), rest),
+        all => (None, all),
+    };
     let mut batch = redis::pipe();
     for verb in verbs {
         add(&mut batch, verb, target, capabilities, times).await?;
     }
-    let flushes = verbs.contains(&Verb::FlushAll);
-    let within = if flushes { times.send.max(FLUSH) } else { times.send };
-    let replies = node.send(target, &batch, within, times).await?;
+    let confirm = identity.map(|id| id.0.as_str());
+    let replies = node.send(target, confirm, &batch, times.send, times).await?;
     replies.iter().try_for_each(|reply| match reply {
         Value::ServerError(error) => Err(rejected(target, error)),
         _ => Ok(()),
@@ -68,6 +68,10 @@ async fn add(
         | Verb::SetConfigEpoch(_)
         | Verb::AddSlots(_)
         | Verb::Replicate(_)
+        | Verb::Forget(_)
+        | Verb::Failover(_)
+        | Verb::BumpEpoch
+        | Verb::Confirm(_)
         | Verb::FlushAll
         | Verb::ResetHard => {
             let mut command = redis::Cmd::new();
@@ -98,6 +102,7 @@ mod tests {
     use super::*;
     use crate::domain::credential::Credential;
     use crate::domain::node::{Flavor, Version};
+    use crate::domain::step::command::FailoverMethod;
 
     async fn sent(
         verb: Verb,
@@ -106,7 +111,8 @@ mod tests {
         login: Option<Credential>,
     ) -> Result<String, FleetError> {
         let address = "127.0.0.1:7001".parse().unwrap();
-        let target = Target { address, login: None, replication: login.map(Arc::new) };
+        let replication = login.map(Arc::new);
+        let target = Target { address, login: None, replication, fence: None };
         let capabilities = Capabilities::of(flavor, Version::new(major, 2, 0));
         let mut batch = redis::pipe();
         add(&mut batch, &verb, &target, capabilities, &Timeouts::default()).await?;
@@ -126,6 +132,8 @@ mod tests {
             sent(slots(), Flavor::Valkey, 8, None).await.unwrap(),
             "CLUSTER ADDSLOTSRANGE 0 2 7 7"
         );
+        let force = Verb::Failover(FailoverMethod::Force);
+        assert_eq!(sent(force, Flavor::Redis, 6, None).await.unwrap(), "CLUSTER FAILOVER FORCE");
         let meet = Verb::Meet("[::1]:7002".parse().unwrap());
         assert_eq!(sent(meet, Flavor::Redis, 7, None).await.unwrap(), "CLUSTER MEET ::1 7002");
     }

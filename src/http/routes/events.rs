@@ -119,6 +119,7 @@ pub async fn list(
     responses((status = 200, description = "A stream of events; each message's data is an Event.", body = String, content_type = "text/event-stream")))]
 pub async fn stream(
     State(app): State<App>,
+    _turn: sse::Turn,
     Viewer(caller): Viewer,
     headers: HeaderMap,
     Query(query): Query<StreamEvents>,
@@ -137,7 +138,7 @@ pub async fn stream(
         since: query.since,
         visible: caller.visible(&app.engine).await?,
     };
-    Ok(sse::journal_stream(app.engine, app.stop, filter))
+    sse::journal_stream(app, &caller, filter).await
 }
 
 /// Makes a short-lived ticket with the caller's rights, for browsers, whose EventSource sends no

@@ -1,7 +1,10 @@
 //! One resource a file.
 
+pub mod adoptions;
 pub mod credentials;
 pub mod events;
+pub mod findings;
+pub mod instances;
 pub mod keyslot;
 pub mod me;
 pub mod nodes;

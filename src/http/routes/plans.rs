@@ -10,13 +10,15 @@ use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tokio::sync::broadcast;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::topologies::{LayoutView, PlanRequest, find};
+use crate::domain::event::EventType;
 use crate::domain::hazard::{Accepted, Hazard};
 use crate::domain::id::PlanId;
-use crate::domain::intent::Intent;
+use crate::domain::intent::{Intent, ReplaceSpecIntent};
 use crate::domain::node::Address;
 use crate::domain::placement::Warning;
 use crate::domain::plan::{
@@ -27,10 +29,11 @@ use crate::domain::slot::SlotSet;
 use crate::domain::step::Step;
 use crate::domain::step::command::ShownCommand;
 use crate::engine::desk::Preview;
+use crate::engine::tail::Told;
 use crate::http::App;
 use crate::http::auth::{Caller, Operator, Viewer};
 use crate::http::error::ApiError;
-use crate::http::extract::{Body, Path, Query, invalid, read};
+use crate::http::extract::{Body, Path, Query, invalid, read, read_spec};
 use crate::http::page::Page;
 use crate::http::sse;
 use crate::store::plans::PlanFilter;
@@ -164,6 +167,7 @@ pub struct SubmitPlan {
 #[serde(deny_unknown_fields, default)]
 pub struct Consent {
     /// Ids of hazards that are accepted from now on.
+    #[schema(value_type = Vec<String>)]
     accept: BTreeSet<String>,
 }
 
@@ -267,11 +271,16 @@ impl PreviewView {
             Step::RestoreSettings(_)
             | Step::RewriteConfig(_)
             | Step::ResetNode(_)
+            | Step::Forget(_)
             | Step::Configure(_)
             | Step::SetTemporary(_)
             | Step::Meet(_)
             | Step::Replicate(_)
-            | Step::AwaitAgreement(_) => None,
+            | Step::AwaitAgreement(_)
+            | Step::AwaitSync(_)
+            | Step::BumpEpoch(_)
+            | Step::FailOver(_)
+            | Step::Leave(_) => None,
         });
         let slots = slots.fold(SlotSet::empty(), |all, s| all.union(&s)).count();
         let steps = preview.steps.into_iter().map(|s| {
@@ -308,11 +317,40 @@ async fn show(app: &App, plan: Plan) -> Result<PlanView, ApiError> {
     Ok(PlanView { steps: Some(steps), ..plan.into() })
 }
 
+/// Goes with the answer to a request that made a plan or set one going, whose end can be waited for.
+#[derive(Debug, Clone, Copy)]
+pub struct Made(pub PlanId);
+
 /// The answer to a request that made a plan: 202, after waiting for the end if that was asked for.
 pub async fn accepted(app: &App, headers: &HeaderMap, plan: Plan) -> Result<Response, ApiError> {
     let plan = wait(app, plan, preferred_wait(headers)).await?;
+    let made = Made(plan.id);
+    let mut response = underway(app, plan).await?;
+    response.extensions_mut().insert(made);
+    Ok(response)
+}
+
+/// The answer for a plan that was made before, after a wait for its end.
+pub async fn waited(
+    app: &App,
+    caller: &Caller,
+    plan: PlanId,
+    most: Duration,
+) -> Result<Response, ApiError> {
+    let plan = find_plan(app, caller, plan.0).await?;
+    underway(app, wait(app, plan, most).await?).await
+}
+
+async fn underway(app: &App, plan: Plan) -> Result<Response, ApiError> {
     let location = [(header::LOCATION, format!("/v1/plans/{}", plan.id))];
     Ok((StatusCode::ACCEPTED, location, Json(show(app, plan).await?)).into_response())
+}
+
+/// Takes the wish to wait out of a request's headers.
+pub fn take_wait(headers: &mut HeaderMap) -> Duration {
+    let wait = preferred_wait(headers);
+    headers.remove("prefer");
+    wait
 }
 
 /// `Prefer: wait=N` (RFC 7240), at most a minute.
@@ -328,17 +366,29 @@ fn preferred_wait(headers: &HeaderMap) -> Duration {
 
 async fn wait(app: &App, mut plan: Plan, most: Duration) -> Result<Plan, ApiError> {
     let until = Instant::now() + most;
-    let mut wake = app.engine.hub.follow();
+    let mut tail = app.engine.tail.follow();
     while !plan.state.is_final() && plan.state != PlanState::Proposed && Instant::now() < until {
         let left = until.saturating_duration_since(Instant::now()).min(Duration::from_secs(1));
         tokio::select! {
             () = app.stop.cancelled() => break,
-            _ = wake.changed() => {}
+            () = end_of(plan.id, &mut tail) => {}
             () = tokio::time::sleep(left) => {}
         }
         plan = app.engine.store.plan(plan.id).await?;
     }
     Ok(plan)
+}
+
+/// Returns when a plan's end may have come by.
+async fn end_of(plan: PlanId, tail: &mut broadcast::Receiver<Told>) {
+    while let Ok(told) = tail.recv().await {
+        if let Told::Line(line) = told
+            && line.event.plan == Some(plan)
+            && EventType::parse(&line.event.kind).is_some_and(EventType::ends_plan)
+        {
+            return;
+        }
+    }
 }
 
 /// The plan, if the caller may see its topology. What is left of a deleted topology is for those
@@ -354,13 +404,30 @@ async fn find_plan(app: &App, caller: &Caller, id: Uuid) -> Result<Plan, ApiErro
     Ok(plan)
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewSpec {
+    #[expect(dead_code, reason = "read before")]
+    kind: String,
+    spec: Value,
+}
+
 fn read_intent(value: Value) -> Result<Intent, ApiError> {
     let kind = value.get("kind").and_then(Value::as_str).map(str::to_owned);
     match kind.as_deref() {
-        Some("create" | "repair") => read(value, "/intent").map_err(invalid),
+        Some(
+            "create" | "repair" | "revert" | "accept_drift" | "dissolve" | "failover"
+            | "add_replica" | "remove_replica" | "replace_node" | "drain" | "undrain",
+        ) => read(value, "/intent").map_err(invalid),
+        // The spec for itself, so that its faults keep their pointers.
+        Some("replace_spec") => {
+            let new = read::<NewSpec>(value, "/intent").map_err(invalid)?;
+            let spec = read_spec(new.spec, "/intent/spec").map_err(invalid)?;
+            Ok(Intent::ReplaceSpec(ReplaceSpecIntent { spec: Box::new(spec) }))
+        }
         Some(_) | None => Err(invalid(FieldError::new(
             "/intent/kind",
-            "the kinds that there are now: `repair` here, and `create` by POST /v1/topologies",
+            "the kinds that there are now: `failover`, `add_replica`, `remove_replica`, `replace_node`, `drain`, `undrain`, `repair`, `revert`, `accept_drift` and `dissolve` here, `create` by POST /v1/topologies and `replace_spec` by PUT /v1/topologies/{name}",
         ))),
     }
 }
@@ -379,6 +446,12 @@ pub async fn submit(
 ) -> Result<Response, ApiError> {
     find(&app, &caller, &name).await?;
     let intent = read_intent(body.intent)?;
+    if intent.new_spec().is_some() {
+        return Err(invalid(FieldError::new(
+            "/intent/kind",
+            "a spec is replaced by PUT /v1/topologies/{name} with If-Match, so that nobody's change is lost; here it can be previewed",
+        )));
+    }
     let plan = app.engine.submit(&name, &intent, &body.plan.options()?, caller.name()).await?;
     accepted(&app, &headers, plan).await
 }
@@ -393,9 +466,16 @@ pub async fn preview(
     Path(name): Path<String>,
     Body(body): Body<SubmitPlan>,
 ) -> Result<Json<PreviewView>, ApiError> {
-    find(&app, &caller, &name).await?;
+    let stored = find(&app, &caller, &name).await?;
     let intent = read_intent(body.intent)?;
-    let preview = app.engine.preview_plan(&name, &intent, &body.plan.options()?).await?;
+    if let Some(spec) = intent.new_spec() {
+        caller.respec(stored.wanted.spec.credentials(), spec.credentials())?;
+    }
+    let preview = app.engine.preview_plan(&name, &intent, &body.plan.options()?).await;
+    let preview = preview.map_err(|e| match intent.new_spec() {
+        Some(_) => ApiError::from(e).with_spec_in("/intent"),
+        None => e.into(),
+    })?;
     Ok(Json(PreviewView::new(&name, preview)))
 }
 
@@ -476,8 +556,8 @@ pub async fn pause(
     Path(id): Path<Uuid>,
 ) -> Result<Response, ApiError> {
     let plan = find_plan(&app, &caller, id).await?;
-    let plan = app.engine.pause_plan(plan.id).await?;
-    accepted(&app, &HeaderMap::new(), plan).await
+    let plan = app.engine.pause_plan(plan.id, caller.name()).await?;
+    underway(&app, plan).await
 }
 
 /// Lets a paused plan go on.
@@ -507,7 +587,7 @@ pub async fn cancel(
 ) -> Result<Response, ApiError> {
     let plan = find_plan(&app, &caller, id).await?;
     let plan = app.engine.cancel_plan(plan.id, caller.name()).await?;
-    accepted(&app, &HeaderMap::new(), plan).await
+    underway(&app, plan).await
 }
 
 /// Makes a new plan that goes on where one ended without success. Losses have to be accepted anew.
@@ -534,6 +614,7 @@ pub async fn retry(
               (status = 204, description = "The plan is over, and its last event has arrived.")))]
 pub async fn stream(
     State(app): State<App>,
+    _turn: sse::Turn,
     Viewer(caller): Viewer,
     Path(id): Path<Uuid>,
     headers: HeaderMap,
@@ -541,5 +622,5 @@ pub async fn stream(
 ) -> Result<Response, ApiError> {
     let plan = find_plan(&app, &caller, id).await?;
     let after = sse::last_event_id(&headers, query.last_event_id)?;
-    sse::plan_stream(app.engine, app.stop, plan.id, after).await
+    sse::plan_stream(app, &caller, plan.id, after).await
 }

@@ -9,11 +9,11 @@ use utoipa::{IntoParams, ToSchema};
 use super::topologies::{LayoutView, find, last_seen};
 use crate::domain::id::{PlanId, ShardId};
 use crate::domain::node::Address;
-use crate::domain::observation::{Observation, Sighting};
+use crate::domain::observation::Observation;
 use crate::domain::slot::SlotSet;
 use crate::domain::spec::{Mode, Spec};
-use crate::domain::survivability::{self, Group, Loss, Lost, Part, Survivability};
-use crate::domain::topology::{Layout, Topology};
+use crate::domain::survivability::{self, Loss, Lost, Survivability, groups};
+use crate::domain::topology::Layout;
 use crate::domain::view::{self, Primary, ReplicaState};
 use crate::http::App;
 use crate::http::auth::Viewer;
@@ -321,30 +321,4 @@ pub async fn what_if(
     let stored = find(&app, &caller, &name).await?;
     let seen = last_seen(&app, stored.wanted.id).await?;
     Ok(Json(survivability::what_if(&groups(&stored.wanted, &seen), &body.fail)))
-}
-
-/// The shards with the places of their members, and with the primaries that are seen.
-pub fn groups(wanted: &Topology, seen: &Observation) -> Vec<Group> {
-    let places = wanted.places();
-    let part = |address: &Address| {
-        let place = places.get(address);
-        Part {
-            address: address.clone(),
-            zone: place.map_or(String::new(), |p| p.zone.clone()),
-            host: place.map_or(address.host().to_owned(), |p| p.machine().to_owned()),
-        }
-    };
-    // Who is silent now is no help in the next loss.
-    let silent = |a: &&Address| matches!(seen.sighting(a), Sighting::Silent(_));
-    let living = |shard: &crate::domain::topology::Shard| {
-        let living: Vec<_> = shard.members.iter().filter(|a| !silent(a)).map(part).collect();
-        if living.is_empty() { shard.members.iter().map(part).collect() } else { living }
-    };
-    let group = |(shard, slots): (&crate::domain::topology::Shard, SlotSet)| Group {
-        id: shard.id,
-        members: living(shard),
-        primary: view::primary_of(shard, &slots, seen).settled().cloned(),
-        slots,
-    };
-    wanted.layout.shards().into_iter().map(group).collect()
 }

@@ -13,11 +13,12 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::plans::{self, PreviewView};
 use crate::domain::hazard::Ceiling;
-use crate::domain::id::{PlanId, ShardId, TopologyId};
+use crate::domain::id::{InstanceId, PlanId, ShardId, TopologyId};
+use crate::domain::intent::{Intent, ReplaceSpecIntent};
 use crate::domain::node::{Address, Labels};
 use crate::domain::observation::{Observation, Sighting};
-use crate::domain::refusal::{FieldError, Refusal};
-use crate::domain::spec::{CredentialNames, Spec};
+use crate::domain::refusal::FieldError;
+use crate::domain::spec::Spec;
 use crate::domain::topology::Layout;
 use crate::domain::view::{self, Life, Phase, ShardStatus};
 use crate::engine::desk::{CreateRequest, PlanOptions};
@@ -82,7 +83,18 @@ pub struct StatusView {
     /// When the nodes were last looked at; null before the first look.
     observed_at: Option<DateTime<Utc>>,
     active_plan: Option<PlanId>,
+    /// The instance that watches it and carries out its plans; null while nobody does.
+    keeper: Option<InstanceId>,
     shards: Vec<ShardStatus>,
+    /// How many findings are open (`GET …/findings`).
+    findings: FindingCounts,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct FindingCounts {
+    critical: i64,
+    warning: i64,
+    info: i64,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -120,10 +132,12 @@ pub struct PlanRequest {
     /// Hazards up to this kind are accepted as a whole.
     accept_hazard: Ceiling,
     /// Ids of hazards that are accepted; `data_loss` only so.
+    #[schema(value_type = Vec<String>)]
     accept: BTreeSet<String>,
     /// Refuse if the nodes are no longer as they were in the preview with this fingerprint.
     expect_fingerprint: Option<String>,
-    /// Whether to supersede the active plan.
+    /// Whether to take the place of the active plan, which ends at its next safe point. Only with
+    /// `start`.
     supersede: bool,
     /// For the record.
     #[schema(max_length = 1000)]
@@ -145,19 +159,20 @@ impl Default for PlanRequest {
 
 impl PlanRequest {
     pub fn options(self) -> Result<PlanOptions, ApiError> {
-        if self.supersede {
-            return Err(Refusal::Unsupported(
-                "plan.supersede is not available yet; cancel the active plan first".to_owned(),
-            )
-            .into());
+        if self.supersede && !self.start {
+            return Err(invalid(FieldError::new(
+                "/plan/supersede",
+                "a plan that is only proposed supersedes nothing; leave start out, or cancel the active plan first",
+            )));
         }
-        if self.reason.as_ref().is_some_and(|r| r.len() > 4000) {
+        if self.reason.as_ref().is_some_and(|r| r.chars().count() > 1000) {
             return Err(invalid(FieldError::new(
                 "/plan/reason",
                 "a reason has at most 1000 characters",
             )));
         }
         Ok(PlanOptions {
+            supersede: self.supersede,
             start: self.start,
             accept_hazard: self.accept_hazard,
             accept: self.accept,
@@ -165,6 +180,16 @@ impl PlanRequest {
             reason: self.reason,
         })
     }
+}
+
+/// Another spec for a topology, whole.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReplaceTopology {
+    #[schema(value_type = Spec)]
+    spec: Value,
+    #[serde(default)]
+    plan: PlanRequest,
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -216,7 +241,7 @@ pub async fn last_seen(app: &App, id: TopologyId) -> Result<Observation, ApiErro
     Ok(stored.map(|(_, seen)| seen).unwrap_or_default())
 }
 
-async fn show(app: &App, stored: StoredTopology) -> Result<TopologyView, ApiError> {
+pub async fn show(app: &App, stored: StoredTopology) -> Result<TopologyView, ApiError> {
     let wanted = stored.wanted;
     let seen = last_seen(app, wanted.id).await?;
     let times = seen.nodes.values().filter_map(|s| match s {
@@ -224,6 +249,7 @@ async fn show(app: &App, stored: StoredTopology) -> Result<TopologyView, ApiErro
         Sighting::Silent(silence) => Some(silence.since),
         Sighting::Unknown => None,
     });
+    let open = app.engine.store.count_findings(wanted.id).await?;
     let life = Life { created: stored.created, plan_active: stored.active_plan.is_some() };
     Ok(TopologyView {
         id: wanted.id,
@@ -235,7 +261,13 @@ async fn show(app: &App, stored: StoredTopology) -> Result<TopologyView, ApiErro
             phase: view::phase(&wanted.layout, &seen, life),
             observed_at: times.max(),
             active_plan: stored.active_plan,
+            keeper: app.engine.store.keeper_of(wanted.id).await?,
             shards: view::shards(&wanted.layout, &seen),
+            findings: FindingCounts {
+                critical: open.critical,
+                warning: open.warning,
+                info: open.info,
+            },
         },
         name: wanted.name,
         spec: wanted.spec,
@@ -249,18 +281,7 @@ fn request(body: CreateTopology, caller: &Caller) -> Result<CreateRequest, ApiEr
         return Err(invalid(FieldError::new("/name", NAME_RULE)));
     }
     let spec = read_spec(body.spec, "/spec").map_err(invalid)?;
-    if let Some(scope) = &caller.token.scope {
-        if !scope.covers(&body.name, &body.labels) {
-            return Err(ApiError::new("forbidden", "this token is limited to other topologies"));
-        }
-        // Otherwise it could have somebody else's password sent to a node of its own.
-        if *spec.credentials() != CredentialNames::default() {
-            return Err(ApiError::new(
-                "forbidden",
-                "a token that is limited to some topologies cannot name credentials; let one that is not create the topology",
-            ));
-        }
-    }
+    caller.make(&body.name, &body.labels, spec.credentials())?;
     Ok(CreateRequest {
         name: body.name,
         labels: body.labels,
@@ -336,6 +357,33 @@ pub async fn get(
 async fn tagged(app: &App, stored: StoredTopology) -> Result<Response, ApiError> {
     let etag = [(header::ETAG, IfMatch::etag(stored.wanted.version, stored.revision))];
     Ok((etag, Json(show(app, stored).await?)).into_response())
+}
+
+/// Replaces the spec. The answer is the plan that makes the nodes as it says; what `GET` gave makes a
+/// plan without steps. The number of shards and the mode stay.
+#[utoipa::path(put, path = "/v1/topologies/{name}", operation_id = "replace_topology", tag = "topologies",
+    params(("name" = String, Path), ("If-Match" = String, Header, description = "The ETag of what was read."),
+           ("Prefer" = Option<String>, Header, description = "`wait=N` waits up to N ≤ 60 seconds for the plan's end.")),
+    request_body = ReplaceTopology,
+    responses((status = 202, description = "The plan.", body = plans::PlanView, headers(("Location" = String)))))]
+pub async fn replace(
+    State(app): State<App>,
+    Operator(caller): Operator,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    precondition: Precondition,
+    Body(body): Body<ReplaceTopology>,
+) -> Result<Response, ApiError> {
+    let spec = read_spec(body.spec, "/spec").map_err(invalid)?;
+    let options = body.plan.options()?;
+    let stored = find(&app, &caller, &name).await?;
+    caller.respec(stored.wanted.spec.credentials(), spec.credentials())?;
+    let intent = Intent::ReplaceSpec(ReplaceSpecIntent { spec: Box::new(spec) });
+    // A spec that makes no sense is told before anything that a repetition could change.
+    intent.refuse_impossible(&stored.wanted)?;
+    expect(&stored, precondition.read()?)?;
+    let plan = app.engine.submit_on(&stored, &intent, &options, caller.name()).await?;
+    plans::accepted(&app, &headers, plan).await
 }
 
 /// Replaces the labels. No node is touched, and no version is made.

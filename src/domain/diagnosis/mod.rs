@@ -1,0 +1,86 @@
+//! Diagnosis: from what is wanted and seen to findings, each by a named rule. Pure; whoever looks
+//! decides when a finding has lasted long enough to be told ([`steady`]).
+//!
+//! To add a rule: a file here, a variant of [`Rule`], and its call where the keeper judges.
+
+pub mod drift;
+pub mod steady;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::id::ShardId;
+use super::node::Address;
+
+/// What a finding was diagnosed by. A new rule is additive; a rule never changes its meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Rule {
+    /// The nodes are not as wanted, and no plan is at work on them.
+    Drift,
+}
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// Data or service is lost, or about to be.
+    Critical,
+    /// Something is wrong that should be mended.
+    Warning,
+    /// Good to know.
+    Info,
+}
+
+/// What a finding is about; neither for the topology as a whole.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Subject {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<Address>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<ShardId>,
+}
+
+/// What mends a finding.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Remedy {
+    pub text: String,
+    /// The intent of a plan that would do it, to be posted as it is; left out where no plan can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub intent: Option<Value>,
+}
+
+/// One diagnosed fault or risk.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finding {
+    pub rule: Rule,
+    pub severity: Severity,
+    pub title: String,
+    pub detail: String,
+    /// What it was told from; its shape goes with the rule.
+    pub evidence: Value,
+    pub subject: Subject,
+    pub remedy: Remedy,
+}
+
+impl Rule {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Drift => "drift",
+        }
+    }
+}
+
+impl Severity {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Critical => "critical",
+            Self::Warning => "warning",
+            Self::Info => "info",
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! Repair: the topology as it is wanted, once more. Nodes that were taken out while they did not
+//! answer, and that are back, are taken out now.
+
+use std::collections::BTreeMap;
+
+use super::Amendment;
+use crate::domain::id::ShardId;
+use crate::domain::node::Address;
+use crate::domain::observation::Observation;
+use crate::domain::planner::{Leaver, Terms};
+use crate::domain::topology::Topology;
+
+#[must_use]
+pub fn amend(now: &Topology, seen: &Observation) -> Amendment {
+    let terms = Terms { leavers: returned(now, seen), ..Terms::default() };
+    Amendment { spec: None, layout: now.layout.clone(), terms, warnings: vec![] }
+}
+
+/// Nodes with a mark of an identity that are not wanted, and that know others.
+fn returned(now: &Topology, seen: &Observation) -> BTreeMap<Address, Leaver> {
+    let members = now.layout.members();
+    // It is of no shard any more.
+    let shard = ShardId(now.id.0);
+    let marked = seen.marks.iter().filter(|m| m.what.identity().is_some()).map(|m| &m.node);
+    let back = |node: &Address| {
+        let view = seen.view(node).filter(|v| v.peers.len() > 1)?;
+        let knows =
+            members.iter().filter_map(|m| seen.view(m)).any(|m| view.peers.contains_key(&m.my_id));
+        let leaver = Leaver { shard, identity: view.my_id.clone(), bares: None };
+        knows.then(|| (node.clone(), leaver))
+    };
+    marked.filter(|node| !members.contains(node)).filter_map(back).collect()
+}

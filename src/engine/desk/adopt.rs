@@ -1,0 +1,129 @@
+//! A cluster that runs becomes a topology. Everything here looks, and nothing is sent to nodes.
+
+use std::collections::BTreeMap;
+
+use super::{AdoptRequest, DeskError};
+use crate::clock;
+use crate::domain::health::Health;
+use crate::domain::id::TopologyId;
+use crate::domain::intent::adopt;
+use crate::domain::node::Address;
+use crate::domain::observation::{Observation, Sighting};
+use crate::domain::placement::Warning;
+use crate::domain::refusal::{FieldError, Refusal};
+use crate::domain::topology::Topology;
+use crate::engine::Engine;
+use crate::engine::look::{LoginError, Logins};
+use crate::store::StoreError;
+use crate::store::adoptions::NewAdoption;
+use crate::store::nodes::NewNode;
+
+impl Engine {
+    /// Stores the cluster of these seeds as a topology, as it is. Returns what was not plain about it.
+    pub async fn adopt(
+        &self,
+        request: &AdoptRequest,
+        actor: &str,
+    ) -> Result<Vec<Warning>, DeskError> {
+        self.refuse_name(&request.name).await?;
+        let logins = self.logins(&request.credentials).await.map_err(at_credentials)?;
+        let seen = self.look_around(&request.seeds, &logins).await?;
+        let id = TopologyId(clock::new_id());
+        let adoption = adopt::adopt(
+            &adopt::Request {
+                topology: id,
+                seeds: &request.seeds,
+                zones: &request.zones,
+                credentials: &request.credentials,
+            },
+            &seen,
+        )?;
+        let (spec, layout) = (adoption.spec, adoption.layout);
+        let wanted = Topology { id, name: request.name.clone(), version: 1, spec, layout };
+        self.refuse_adopted(&wanted, &request.seeds).await?;
+        let seen = of_topology(&wanted, &seen);
+        let added = self
+            .store
+            .adopt_topology(&NewAdoption {
+                wanted: &wanted,
+                labels: &request.labels,
+                nodes: &NewNode::of_spec(&wanted.spec),
+                seen: &seen,
+                health: &health(&seen),
+                seed: &adoption.seed,
+                warnings: &adoption.warnings,
+                actor,
+            })
+            .await;
+        match added {
+            // Somebody was quicker.
+            Err(StoreError::Refused(Refusal::NodeTaken(errors))) => {
+                let at_seeds = |e: FieldError| FieldError::new("/seeds", e.detail);
+                return Err(Refusal::NodeTaken(errors.into_iter().map(at_seeds).collect()).into());
+            }
+            added => added?,
+        }
+        self.ring(id);
+        Ok(adoption.warnings)
+    }
+
+    /// A look at the seeds, at whom those know, and so on.
+    async fn look_around(
+        &self,
+        seeds: &[Address],
+        logins: &Logins,
+    ) -> Result<Observation, DeskError> {
+        let mut seen = Observation::default();
+        loop {
+            let next = adopt::unasked(seeds, &seen)?;
+            if next.is_empty() {
+                return Ok(seen);
+            }
+            seen.nodes.extend(self.look_at(&next, logins).await.nodes);
+        }
+    }
+
+    async fn refuse_adopted(&self, wanted: &Topology, seeds: &[Address]) -> Result<(), DeskError> {
+        let addresses: Vec<Address> =
+            wanted.spec.nodes().iter().map(|n| n.address.clone()).collect();
+        let taken = self.store.nodes_taken(&addresses).await?;
+        let error = |(address, topology): (Address, String)| {
+            let seed = seeds.iter().position(|s| *s == address);
+            let pointer = seed.map_or("/seeds".to_owned(), |i| format!("/seeds/{i}"));
+            let detail = format!(
+                "{address} belongs to the topology `{topology}`: use that, or delete it first, which leaves its nodes as they are"
+            );
+            FieldError::new(pointer, detail)
+        };
+        let mut errors: Vec<FieldError> = taken.into_iter().map(error).collect();
+        // What the request itself names comes first.
+        errors.sort_by_key(|e| e.pointer == "/seeds");
+        if errors.is_empty() { Ok(()) } else { Err(Refusal::NodeTaken(errors).into()) }
+    }
+}
+
+fn at_credentials(error: LoginError) -> DeskError {
+    match error {
+        LoginError::Missing { field, .. } => {
+            let pointer = format!("/credentials/{field}");
+            Refusal::Invalid(vec![FieldError::new(pointer, error.to_string())]).into()
+        }
+        LoginError::NoKey | LoginError::Store(_) => error.into(),
+    }
+}
+
+/// What was seen of the nodes by the addresses that they have in the spec.
+fn of_topology(wanted: &Topology, seen: &Observation) -> Observation {
+    let nodes = wanted.spec.nodes().iter().map(|n| &n.address);
+    let nodes = nodes.map(|a| (a.clone(), seen.sighting(a).clone())).collect();
+    Observation { nodes, marks: vec![] }
+}
+
+/// Whoever does not answer is left for the watcher to tell.
+fn health(seen: &Observation) -> BTreeMap<Address, Health> {
+    let of = |sighting: &Sighting| match sighting {
+        Sighting::Seen(_) => Health::Up,
+        Sighting::Silent(_) | Sighting::Unknown => Health::Unknown,
+    };
+    seen.nodes.iter().map(|(address, sighting)| (address.clone(), of(sighting))).collect()
+}

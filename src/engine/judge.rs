@@ -1,0 +1,81 @@
+//! Judges what a look showed, while no plan is at work: what lasts is told as findings, and is told
+//! to be over when its end has lasted too.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use super::Engine;
+use crate::domain::diagnosis::Rule;
+use crate::domain::diagnosis::drift::{self, Differences};
+use crate::domain::diagnosis::steady::Steady;
+use crate::domain::id::TopologyId;
+use crate::domain::observation::Observation;
+use crate::store::StoreError;
+use crate::store::leases::Held;
+use crate::store::topologies::StoredTopology;
+
+/// The rules that are judged here.
+const RULES: &[Rule] = &[Rule::Drift];
+/// A finding that is open is written this often at least.
+const WRITE_AT_LEAST: Duration = Duration::from_secs(5);
+
+/// What was told of one topology. Begun anew after each plan, since what was about to be told before
+/// it is no longer so.
+#[derive(Debug)]
+pub struct Judge {
+    began: Instant,
+    drift: Steady<String>,
+    /// The differences that the open finding tells of; none where none is open.
+    told: Differences,
+    written: Instant,
+}
+
+impl Judge {
+    /// Takes up what was told before, by whomever.
+    pub async fn resume(engine: &Engine, topology: TopologyId) -> Result<Self, StoreError> {
+        let open = engine.store.open_findings(topology).await?;
+        let of_drift = open.iter().filter(|f| f.finding.rule == Rule::Drift);
+        let told: Differences = of_drift.flat_map(|f| drift::told(&f.finding.evidence)).collect();
+        let drift = Steady::resume(told.keys().cloned().collect());
+        let now = Instant::now();
+        Ok(Self { began: now, drift, told, written: now })
+    }
+
+    /// Notes one look, and writes what follows from it where it is due.
+    pub async fn note(
+        &mut self,
+        engine: &Engine,
+        held: Held,
+        stored: &StoredTopology,
+        seen: &Observation,
+    ) -> Result<(), StoreError> {
+        let wanted = &stored.wanted;
+        if !stored.created || stored.active_plan.is_some() {
+            self.drift.interrupt();
+            return Ok(());
+        }
+        let now = drift::differences(wanted, seen, &engine.policy);
+        let mut keys: BTreeSet<String> = now.keys().cloned().collect();
+        // Of whom is not seen, nobody can say that it is as wanted again.
+        let judged = |node| seen.report(node).is_some_and(|r| !r.loading);
+        if !wanted.layout.members().into_iter().all(judged) {
+            keys.extend(self.told.keys().cloned());
+        }
+        let lasting = self.drift.note(self.began.elapsed(), &keys);
+        let words = |key: &String| {
+            let words = now.get(key).or_else(|| self.told.get(key))?;
+            Some((key.clone(), words.clone()))
+        };
+        let lasting: Differences = lasting.iter().filter_map(words).collect();
+        let refresh = !lasting.is_empty() && self.written.elapsed() >= WRITE_AT_LEAST;
+        if lasting == self.told && !refresh {
+            return Ok(());
+        }
+        let offers =
+            if lasting.is_empty() { vec![] } else { engine.ways_out(stored, seen).await? };
+        let finding = drift::finding(&wanted.name, &lasting, &offers);
+        engine.store.record_findings(held, RULES, finding.as_slice()).await?;
+        (self.told, self.written) = (lasting, Instant::now());
+        Ok(())
+    }
+}

@@ -1,0 +1,218 @@
+//! One simulated server: a process with a config file, keys, a cluster table and a replication
+//! link. It knows no other server; what it has to say to them lies in its outbox.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::bus::{Envelope, Outgoing};
+use super::dice::Dice;
+use super::failover::Manual;
+use super::settings::Settings;
+use super::sync::Sync;
+use super::table::{Ms, Table};
+use super::{Keep, SimOptions};
+use crate::domain::node::{Address, Flavor, Version};
+use crate::domain::slot::{SlotSet, key_slot};
+
+/// Whether a process is there, and moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    Running,
+    /// Stopped: the kernel still takes connections and data for it.
+    Frozen,
+    Down,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Server {
+    pub address: Address,
+    pub flavor: Flavor,
+    pub version: Version,
+    pub life: Life,
+    /// How much longer than others it takes for every call.
+    pub slow_ms: u64,
+    /// Counts the starts of the process: connections do not outlive one.
+    pub start: u64,
+    pub run_id: String,
+    pub started_at: Ms,
+    pub clustered: bool,
+    pub settings: Settings,
+    pub table: Table,
+    pub keys: BTreeMap<u16, BTreeSet<String>>,
+    pub functions: bool,
+    pub sync: Sync,
+    pub dice: Dice,
+    pub ticks: u64,
+    pub next_link: u64,
+    /// What arrived while it was frozen.
+    pub inbox: Vec<Envelope>,
+    pub outbox: Vec<Outgoing>,
+    /// Writes that its replicas have yet to get.
+    pub changes: Vec<Change>,
+    /// Writes that its primary sent while it was frozen.
+    pub stream: Vec<Change>,
+}
+
+/// A write, as it is replicated.
+#[derive(Debug, Clone)]
+pub(super) enum Change {
+    Put(String),
+    Drop(SlotSet),
+    Flush,
+}
+
+impl Server {
+    pub fn new(address: Address, options: &SimOptions, now: Ms, mut dice: Dice) -> Self {
+        let (flavor, version) = (options.flavor, options.version);
+        let settings = Settings::new(flavor, version, &options.config, options.config_file);
+        Self {
+            address,
+            flavor,
+            version,
+            life: Life::Running,
+            slow_ms: 0,
+            start: 1,
+            run_id: dice.hex(),
+            started_at: now,
+            clustered: options.cluster,
+            settings,
+            table: Table::new(dice.id()),
+            keys: BTreeMap::new(),
+            functions: false,
+            sync: Sync::new(&mut dice),
+            ticks: dice.below(10),
+            dice,
+            next_link: 1,
+            inbox: vec![],
+            outbox: vec![],
+            changes: vec![],
+            stream: vec![],
+        }
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.life == Life::Running
+    }
+
+    pub fn is_replica(&self) -> bool {
+        self.table.me.replica
+    }
+
+    pub fn node_timeout(&self) -> Ms {
+        self.settings.number("cluster-node-timeout")
+    }
+
+    /// Whether its version is at least this one; Valkey began as Redis 7.2.
+    pub fn is_from(&self, redis: Version, valkey: Version) -> bool {
+        self.version
+            >= match self.flavor {
+                Flavor::Redis => redis,
+                Flavor::Valkey => valkey,
+            }
+    }
+
+    pub fn key_count(&self) -> usize {
+        self.keys.values().map(BTreeSet::len).sum()
+    }
+
+    /// A write on a primary, or one that a replica is sent.
+    pub fn write(&mut self, change: Change) {
+        let bytes = match &change {
+            Change::Put(key) => {
+                self.keys.entry(key_slot(key.as_bytes())).or_default().insert(key.clone());
+                key.len() as u64 + 30
+            }
+            Change::Drop(slots) => {
+                self.keys.retain(|slot, _| !slots.contains(*slot));
+                30
+            }
+            Change::Flush => {
+                self.keys.clear();
+                18
+            }
+        };
+        if self.sync.counts {
+            self.sync.offset += bytes;
+        }
+        self.changes.push(change);
+    }
+
+    /// Ends the process as a crash does: what was on its way to it is lost.
+    pub fn die(&mut self) {
+        self.life = Life::Down;
+        self.inbox.clear();
+        self.stream.clear();
+        self.outbox.clear();
+        self.changes.clear();
+    }
+
+    /// A new process on what the old one left on disk.
+    pub fn start_again(&mut self, keep: Keep, now: Ms) {
+        self.die();
+        self.life = Life::Running;
+        self.start += 1;
+        self.run_id = self.dice.hex();
+        self.started_at = now;
+        self.settings.reload();
+        self.sync = Sync::new(&mut self.dice);
+        match keep {
+            Keep::Everything => {}
+            Keep::ClusterOnly => self.keys.clear(),
+            Keep::Nothing => {
+                self.keys.clear();
+                self.table = Table::new(self.dice.id());
+            }
+        }
+        self.functions &= keep == Keep::Everything;
+        self.table.restarted(now);
+        self.compare_keys_with_slots();
+    }
+
+    /// What a server does at its start with keys in slots that are not its own: Redis claims what
+    /// nobody has and opens the others for import; Valkey 8 deletes the keys.
+    fn compare_keys_with_slots(&mut self) {
+        if self.is_replica() || !self.clustered {
+            return;
+        }
+        let deletes = self.flavor == Flavor::Valkey && self.version.major >= 8;
+        let held: Vec<u16> = self.keys.keys().copied().collect();
+        for slot in held {
+            match self.table.owner(slot).cloned() {
+                Some(owner) if owner == self.table.my_id => {}
+                Some(_) if deletes => {
+                    self.keys.remove(&slot);
+                }
+                Some(owner) => {
+                    self.table.open.insert(slot, (false, owner));
+                }
+                None => {
+                    let one: SlotSet = [slot].into_iter().collect();
+                    self.table.me.slots = self.table.me.slots.union(&one);
+                }
+            }
+        }
+    }
+}
+
+impl Table {
+    /// What `nodes.conf` keeps over a restart; who was shaking hands is not in it.
+    fn restarted(&mut self, now: Ms) {
+        self.others.retain(|_, peer| !peer.handshake);
+        for peer in self.others.values_mut() {
+            (peer.link, peer.ping_sent, peer.pong_received, peer.data_received) = (None, 0, 0, 0);
+            peer.reports.clear();
+            (peer.voted_at, peer.orphaned_at) = (0, 0);
+            if peer.failed {
+                peer.failed_at = now;
+            }
+        }
+        let followed: BTreeSet<_> = self.all().filter_map(|(_, p)| p.primary.clone()).collect();
+        for (id, peer) in &mut self.others {
+            peer.had_replicas = followed.contains(id);
+        }
+        self.blacklist.clear();
+        self.state_ok = false;
+        (self.first_judged, self.in_minority) = (0, 0);
+        self.election = Default::default();
+        self.manual = Manual::Nothing;
+    }
+}

@@ -1,0 +1,88 @@
+//! One contract for all that call themselves a fleet: the same assertions against the simulation and
+//! against real servers of three versions. Where the two disagree, the simulation is wrong.
+//!
+//! Each contract is a function over a [`Bench`](bench::Bench); the macro makes a test of it in every
+//! world (in the simulation with a few seeds), `contract::blank_nodes::sim_7_0`, `contract::blank_nodes::redis_7_0` and so on. Where
+//! versions differ, the contract asks for the version.
+
+mod bench;
+mod cluster;
+mod failover;
+mod faults;
+mod gossip;
+mod replicas;
+mod single;
+
+macro_rules! contracts {
+    ($($module:ident::$contract:ident,)*) => {$(
+        mod $contract {
+            use super::bench::World;
+            use crate::support::repeats;
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn sim_7_0() {
+                for seed in 0..repeats() {
+                    super::$module::$contract(World::sim_7_0().seeded(seed)).await;
+                }
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn sim_6_2() {
+                for seed in 0..repeats() {
+                    super::$module::$contract(World::sim_6_2().seeded(seed)).await;
+                }
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn sim_valkey_9() {
+                for seed in 0..repeats() {
+                    super::$module::$contract(World::sim_valkey_9().seeded(seed)).await;
+                }
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn redis_7_0() {
+                super::$module::$contract(World::redis_7_0()).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn redis_6_2() {
+                super::$module::$contract(World::redis_6_2()).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn valkey_9() {
+                super::$module::$contract(World::valkey_9()).await;
+            }
+        }
+    )*};
+}
+
+contracts! {
+    single::blank_nodes,
+    single::epochs_and_slots,
+    single::settings,
+    single::resets,
+    single::whoever_is_meant,
+    gossip::meetings,
+    gossip::forgetting,
+    gossip::the_old_identity_lingers,
+    gossip::rival_claims,
+    gossip::one_epoch_for_two,
+    replicas::replicating,
+    replicas::a_sleeper_is_replaced,
+    replicas::the_dead_are_replaced,
+    replicas::orphans_are_adopted,
+    replicas::an_uncovered_slot_stops_all,
+    failover::graceful,
+    failover::forced,
+    failover::taken_over,
+    failover::failing_back,
+    failover::a_stale_election,
+    failover::voters_are_asked_twice,
+    failover::given_up,
+    failover::bumped,
+    faults::frozen,
+    faults::killed,
+    faults::fenced,
+}

