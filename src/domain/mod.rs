@@ -18,6 +18,7 @@ pub mod hazard;
 pub mod health;
 pub mod id;
 pub mod intent;
+pub mod moving;
 pub mod node;
 pub mod observation;
 pub mod placement;

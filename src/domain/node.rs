@@ -171,6 +171,8 @@ pub struct Capabilities {
     pub cluster_shards: bool,
     /// `FUNCTION LIST` (Redis 7.0, every Valkey).
     pub functions: bool,
+    /// `CLUSTER MIGRATESLOTS` (Valkey 9.0): slots move as a whole.
+    pub atomic_slots: bool,
     /// The version of the RDB format that it writes; a replica must be able to read its primary's.
     pub rdb_version: u16,
 }
@@ -187,7 +189,13 @@ impl Capabilities {
             Flavor::Redis if version < Version::new(7, 4, 0) => 11,
             Flavor::Redis => 12,
         };
-        Self { slot_ranges: from_7, cluster_shards: from_7, functions: from_7, rdb_version }
+        Self {
+            slot_ranges: from_7,
+            cluster_shards: from_7,
+            functions: from_7,
+            atomic_slots: flavor == Flavor::Valkey && version.major >= 9,
+            rdb_version,
+        }
     }
 
     /// Whether a replica with these capabilities can load what a primary with `primary`'s writes.

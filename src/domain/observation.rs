@@ -180,6 +180,8 @@ pub enum MarkKind {
     /// This node was told to take its shard over. Until some time has passed the shard is left to
     /// rest: an election too soon after another is refused, or worse.
     Hold(HoldMark),
+    /// Slots that may be half-way from one node to another, since Reeve moves them.
+    OpenSlots(OpenSlotsMark),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
@@ -200,13 +202,21 @@ pub struct HoldMark {
     pub until: DateTime<Utc>,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+pub struct OpenSlotsMark {
+    #[schema(value_type = String)]
+    pub slots: SlotSet,
+    pub from: ClusterNodeId,
+    pub to: ClusterNodeId,
+}
+
 impl MarkKind {
     /// The cluster identity that nobody is to know any more, if the mark is about one.
     #[must_use]
     pub fn identity(&self) -> Option<&ClusterNodeId> {
         match self {
             Self::Identity(was) => Some(&was.id),
-            Self::Setting(_) | Self::Unwritten | Self::Hold(_) => None,
+            Self::Setting(_) | Self::Unwritten | Self::Hold(_) | Self::OpenSlots(_) => None,
         }
     }
 }
@@ -244,7 +254,10 @@ impl Observation {
     pub fn ghosts(&self) -> BTreeSet<&ClusterNodeId> {
         let ghost = |mark: &'_ Mark| match &mark.what {
             MarkKind::Identity(was) => self.view(&mark.node).is_some_and(|v| v.my_id != was.id),
-            MarkKind::Setting(_) | MarkKind::Unwritten | MarkKind::Hold(_) => false,
+            MarkKind::Setting(_)
+            | MarkKind::Unwritten
+            | MarkKind::Hold(_)
+            | MarkKind::OpenSlots(_) => false,
         };
         let marks = self.marks.iter().filter(|m| ghost(m));
         marks.filter_map(|m| m.what.identity()).collect()

@@ -35,16 +35,26 @@ impl Primary {
 /// that were seen shows the same owner.
 #[must_use]
 pub fn primary_of(shard: &Shard, slots: &SlotSet, seen: &Observation) -> Primary {
-    let claims = |address: &&Address| {
-        seen.report(address).is_some_and(|r| {
-            r.role == Role::Primary
-                && (slots.is_empty()
-                    || r.cluster
-                        .as_ref()
-                        .is_some_and(|v| !v.my_slots().intersection(slots).is_empty()))
-        })
+    let primaries: Vec<&Address> = shard
+        .members
+        .iter()
+        .filter(|a| seen.report(a).is_some_and(|r| r.role == Role::Primary))
+        .collect();
+    let serving = |wanted: &SlotSet| -> Vec<&Address> {
+        let serves = |v: &ClusterView| !v.my_slots().intersection(wanted).is_empty();
+        primaries.iter().copied().filter(|a| seen.view(a).is_some_and(serves)).collect()
     };
-    let claimants: Vec<&Address> = shard.members.iter().filter(claims).collect();
+    // One that serves what the shard is to serve; else one that serves anything, since slots move.
+    let mut claimants = serving(slots);
+    if claimants.is_empty() {
+        claimants = serving(&SlotSet::all());
+    }
+    // One that serves nothing, if the shard's slots are all with others and wait to be moved. Were
+    // some with nobody, it might be a node that came back empty.
+    if claimants.is_empty() && slots.difference(&served(seen)).is_empty() {
+        let known = |a: &&Address| slots.is_empty() || majority_knows(a, seen);
+        claimants = primaries.iter().copied().filter(known).collect();
+    }
     match claimants.as_slice() {
         [] => Primary::None,
         [one] => Primary::Settled((*one).clone()),
@@ -57,6 +67,19 @@ pub fn primary_of(shard: &Shard, slots: &SlotSet, seen: &Observation) -> Primary
             }
         }
     }
+}
+
+/// The slots that nodes serve by their own word.
+#[must_use]
+pub fn served(seen: &Observation) -> SlotSet {
+    served_by(seen, |_| true)
+}
+
+fn served_by(seen: &Observation, counts: impl Fn(&Address) -> bool) -> SlotSet {
+    let primary =
+        |a: &&Address| counts(a) && seen.report(a).is_some_and(|r| r.role == Role::Primary);
+    let views = seen.nodes.keys().filter(primary).filter_map(|a| seen.view(a));
+    views.fold(SlotSet::empty(), |all, v| all.union(&v.my_slots()))
 }
 
 /// The primary that a plan may act on: settled, and shown as such by a majority of the nodes that
@@ -124,14 +147,29 @@ pub fn identity_at<'a>(node: &Address, seen: &'a Observation) -> Option<&'a Clus
     told.next().map(|(id, _)| id)
 }
 
-/// Nodes that met nobody have no say: spares, and nodes that were reset.
+/// Whether most show the owner of a shard as what it says: as serving some of these slots, or some of
+/// those that it serves while they move.
 fn majority_shows(owner: &Address, slots: &SlotSet, seen: &Observation) -> bool {
-    let Some(id) = seen.view(owner).map(|v| &v.my_id) else { return false };
+    let own = seen.view(owner).map(ClusterView::my_slots).unwrap_or_default();
+    let serves =
+        |slots: &SlotSet| majority(owner, seen, |p| !p.slots.intersection(slots).is_empty());
+    if own.is_empty() {
+        return !slots.is_empty() && majority_knows(owner, seen);
+    }
+    serves(slots) || (own.intersection(slots).is_empty() && serves(&own))
+}
+
+/// Whether most know a node as a primary that is well.
+fn majority_knows(node: &Address, seen: &Observation) -> bool {
+    majority(node, seen, |p| p.role == Role::Primary && !p.failed && !p.handshake)
+}
+
+/// Nodes that met nobody have no say: spares, and nodes that were reset.
+fn majority(node: &Address, seen: &Observation, holds: impl Fn(&Peer) -> bool) -> bool {
+    let Some(id) = seen.view(node).map(|v| &v.my_id) else { return false };
     let views = seen.nodes.keys().filter_map(|a| seen.view(a));
     let views: Vec<&ClusterView> = views.filter(|v| v.peers.len() > 1).collect();
-    let agreeing = views
-        .iter()
-        .filter(|v| v.peers.get(id).is_some_and(|p| !p.slots.intersection(slots).is_empty()));
+    let agreeing = views.iter().filter(|v| v.peers.get(id).is_some_and(&holds));
     agreeing.count() * 2 > views.len()
 }
 
@@ -211,15 +249,18 @@ pub fn shards(layout: &Layout, seen: &Observation) -> Vec<ShardStatus> {
     layout.shards().iter().map(|(shard, slots)| shard_status(shard, slots, seen)).collect()
 }
 
-/// Whether some shard has no primary, or nobody serves some slot that the layout has.
+/// Whether nobody serves some slot that the layout has, or some shard has no primary although its
+/// slots are not with other shards, from where they are yet to move.
 #[must_use]
 pub fn is_uncovered(layout: &Layout, seen: &Observation) -> bool {
-    let statuses = shards(layout, seen);
-    let all = |sets: Vec<&SlotSet>| sets.iter().fold(SlotSet::empty(), |all, s| all.union(s));
     let wanted = layout.shards();
-    let wanted = all(wanted.iter().map(|(_, slots)| slots).collect());
-    let served = all(statuses.iter().map(|s| &s.slots).collect());
-    statuses.iter().any(|s| s.primary.is_none()) || !wanted.difference(&served).is_empty()
+    let all = wanted.iter().fold(SlotSet::empty(), |all, (_, slots)| all.union(slots));
+    let headless = |(shard, slots): &(&Shard, SlotSet)| {
+        let elsewhere = served_by(seen, |node| !shard.members.contains(node));
+        let moves = !all.is_empty() && slots.difference(&elsewhere).is_empty();
+        primary_of(shard, slots, seen).settled().is_none() && !moves
+    };
+    wanted.iter().any(headless) || !all.difference(&served(seen)).is_empty()
 }
 
 fn shard_status(shard: &Shard, slots: &SlotSet, seen: &Observation) -> ShardStatus {
@@ -293,7 +334,7 @@ pub fn phase(layout: &Layout, seen: &Observation, life: Life) -> Phase {
         let views: Vec<_> = reports.iter().filter_map(|r| r.cluster.as_ref()).collect();
         views.iter().filter(|v| !v.state_ok).count() * 2 > views.len()
     };
-    let serves = statuses.iter().all(|s| s.primary.is_some()) && !cluster_fails();
+    let serves = !is_uncovered(layout, seen) && !cluster_fails();
     let well = reports.len() == members.len()
         && statuses.iter().flat_map(|s| &s.replicas).all(|r| r.state == ReplicaState::Online);
     if *layout == Layout::Gone {

@@ -71,6 +71,7 @@ fn forgive(step: &Step, fault: Fault) -> Result<Option<Warning>, Fault> {
         | Step::AwaitSync(_)
         | Step::BumpEpoch(_)
         | Step::FailOver(_)
+        | Step::MoveSlots(_)
         | Step::Leave(_) => Err(fault),
     }
 }

@@ -185,6 +185,7 @@ fn ask<'a>(settings: impl Iterator<Item = &'a String>) -> Ask {
     let mut settings: BTreeSet<String> = settings.cloned().collect();
     settings.insert("cluster-node-timeout".to_owned());
     settings.insert("repl-diskless-sync-delay".to_owned());
+    settings.insert("cluster-allow-replica-migration".to_owned());
     Ask { settings }
 }
 

@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use futures::future::BoxFuture;
 
-use super::{Ask, Fleet, FleetError, Target};
+use super::{Ask, Fleet, FleetError, Talk, Target};
+use crate::domain::moving::talk::{Answer, Saying};
 use crate::domain::node::{Address, Capabilities, Flavor, Version};
 use crate::domain::observation::Report;
 use crate::domain::step::command::Verb;
@@ -50,6 +51,14 @@ impl<F: Fleet> Fleet for Metered<F> {
             }
             sent
         })
+    }
+
+    fn converse<'a>(
+        &'a self,
+        talk: &'a Talk<'a>,
+        sayings: &'a [Saying],
+    ) -> BoxFuture<'a, Result<Vec<Answer>, FleetError>> {
+        Box::pin(timed("converse", self.inner.converse(talk, sayings)))
     }
 }
 

@@ -1,6 +1,7 @@
-//! The port to the nodes: to look at one, to knock at one of its ports, to send it commands.
+//! The port to the nodes: to look at one, to knock at one of its ports, to send it commands, to talk
+//! to it while slots move.
 //!
-//! Nothing here decides anything. Commands come from `engine/apply` alone; everything else in
+//! Nothing here decides anything. Commands come from `engine/apply` and `engine/mover` alone; everything else in
 //! Reeve only looks.
 
 pub mod metered;
@@ -9,13 +10,15 @@ pub mod sim;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 
 use crate::domain::credential::Credential;
 use crate::domain::fault::{Fault, NO_REPLY, UNREACHABLE};
 use crate::domain::id::TopologyId;
-use crate::domain::node::Address;
+use crate::domain::moving::talk::{Answer, Lane, Saying};
+use crate::domain::node::{Address, ClusterNodeId};
 use crate::domain::observation::Report;
 use crate::domain::step::command::Verb;
 
@@ -45,6 +48,25 @@ pub trait Fleet: Send + Sync + 'static {
         target: &'a Target,
         verbs: &'a [Verb],
     ) -> BoxFuture<'a, Result<(), FleetError>>;
+
+    /// Says several things to a node in one batch, and gives the answer to each, errors among them.
+    /// Each lane of a node is a connection of its own, which belongs to the target's fence; on a
+    /// connection that was opened just now the node is first asked who it is.
+    fn converse<'a>(
+        &'a self,
+        talk: &'a Talk<'a>,
+        sayings: &'a [Saying],
+    ) -> BoxFuture<'a, Result<Vec<Answer>, FleetError>>;
+}
+
+/// To whom something is said while slots move, and how long the answers may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Talk<'a> {
+    pub target: &'a Target,
+    pub lane: Lane,
+    /// The cluster node that is meant: another one at this address gets to hear nothing.
+    pub identity: &'a ClusterNodeId,
+    pub within: Duration,
 }
 
 /// Whom a connection for sending belongs to: the holder of a topology's lease, by the lease's

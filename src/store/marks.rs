@@ -59,6 +59,7 @@ fn key(mark: &Mark) -> String {
         MarkKind::Hold(hold) => {
             format!("hold:{}:{}", hold.shard, hold.until.timestamp_millis())
         }
+        MarkKind::OpenSlots(open) => format!("open:{}:{}:{}", open.from, open.to, open.slots),
     }
 }
 

@@ -19,6 +19,7 @@ use reeve::demo::servers::{Folder, Postgres};
 use reeve::domain::hazard::Ceiling;
 use reeve::domain::id::{InstanceId, PlanId, TopologyId};
 use reeve::domain::intent::{self, Intent};
+use reeve::domain::moving::talk::{Answer, Saying};
 use reeve::domain::node::{Address, Labels};
 use reeve::domain::observation::{MarkKind, Observation, Report, Sighting};
 use reeve::domain::plan::{Plan, PlanState};
@@ -31,7 +32,7 @@ use reeve::engine::keeper::{KeepError, Keeper};
 use reeve::engine::lease::Lease;
 use reeve::engine::{Engine, Options};
 use reeve::fleet::sim::{CallFault, CallOutcome, LookFault, SimFleet, SimOptions};
-use reeve::fleet::{Ask, Fleet, FleetError, Target};
+use reeve::fleet::{Ask, Fleet, FleetError, Talk, Target};
 use reeve::store::leases::Instance;
 use reeve::store::{Store, StoreError};
 
@@ -855,6 +856,14 @@ impl Fleet for Gate {
             self.sim.send(target, verbs).await
         })
     }
+
+    fn converse<'a>(
+        &'a self,
+        talk: &'a Talk<'a>,
+        sayings: &'a [Saying],
+    ) -> BoxFuture<'a, Result<Vec<Answer>, FleetError>> {
+        self.sim.converse(talk, sayings)
+    }
 }
 
 mod mistaken {
@@ -864,11 +873,12 @@ mod mistaken {
     use std::sync::{Arc, Mutex};
 
     use futures::future::BoxFuture;
+    use reeve::domain::moving::talk::{Answer, Saying};
     use reeve::domain::node::Address;
     use reeve::domain::observation::Report;
     use reeve::domain::step::command::Verb;
     use reeve::fleet::sim::SimFleet;
-    use reeve::fleet::{Ask, Fleet, FleetError, Target};
+    use reeve::fleet::{Ask, Fleet, FleetError, Talk, Target};
 
     use super::Mistake;
 
@@ -924,6 +934,14 @@ mod mistaken {
             let fence = target.fence.filter(|_| self.mistake != Mistake::NoFence);
             let target = Target { fence, ..target.clone() };
             Box::pin(async move { self.sim.send(&target, verbs).await })
+        }
+
+        fn converse<'a>(
+            &'a self,
+            talk: &'a Talk<'a>,
+            sayings: &'a [Saying],
+        ) -> BoxFuture<'a, Result<Vec<Answer>, FleetError>> {
+            self.sim.converse(talk, sayings)
         }
     }
 }

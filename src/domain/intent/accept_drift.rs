@@ -213,7 +213,8 @@ fn settings(
                 MarkKind::Setting(_)
                 | MarkKind::Unwritten
                 | MarkKind::Identity(_)
-                | MarkKind::Hold(_) => None,
+                | MarkKind::Hold(_)
+                | MarkKind::OpenSlots(_) => None,
             })
         };
         let now = |node: &Address| {

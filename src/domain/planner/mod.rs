@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use super::hazard::Hazard;
 use super::id::ShardId;
-use super::node::{Address, Capabilities, ClusterNodeId, Flavor, Version};
+use super::moving::BigKey;
+use super::node::{Address, ClusterNodeId};
 use super::observation::{Mark, Observation, Report, Role, Sighting};
 use super::plan::WaitingFor;
 use super::policy::Policy;
@@ -43,6 +44,28 @@ pub struct Terms {
     pub leavers: BTreeMap<Address, Leaver>,
     /// Members of the cluster that are left out of account, whatever has become of them.
     pub apart: BTreeSet<Address>,
+    /// Who begins as primary of a shard that is new in a cluster in use, and that slots will move to.
+    pub founders: BTreeMap<ShardId, Address>,
+    /// How slots are moved, where they are.
+    pub moving: Moving,
+}
+
+/// How slots are moved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Moving {
+    /// How long clients may wait because of it, in milliseconds; big keys excepted.
+    pub max_latency_ms: u64,
+    /// Keys that stall their node for longer, as far as they are known.
+    pub big: Vec<BigKey>,
+    /// Whether slots that somebody else left half-way are moved on, too.
+    pub closes_foreign: bool,
+}
+
+impl Default for Moving {
+    fn default() -> Self {
+        Self { max_latency_ms: 5, big: vec![], closes_foreign: false }
+    }
 }
 
 /// A change of primary: needed while the slots are `from`'s.
@@ -328,6 +351,7 @@ pub fn ahead_of_record(pending: &[Step], seen: &Observation) -> Vec<StepKey> {
         | Step::SetTemporary(_)
         | Step::ClaimSlots(_)
         | Step::Leave(_)
+        | Step::MoveSlots(_)
         | Step::Replicate(_) => true,
         // Gossip introduces nodes too, and spreads what was forgotten; the others need no command
         // of ours.
@@ -371,9 +395,7 @@ pub fn forecast(question: &Question) -> Forecast {
                 continue;
             }
             fresh = true;
-            let commands = action.commands(&forecast.world);
-            let shown = commands.iter().map(|c| c.shown(capabilities(&c.node, &forecast.world)));
-            let shown = shown.collect();
+            let shown = action.shown(&forecast.world);
             action.effect(&mut forecast.world);
             forecast.steps.push(ForecastStep { key: action.key(), step, commands: shown });
         }
@@ -382,9 +404,4 @@ pub fn forecast(question: &Question) -> Forecast {
         }
     }
     forecast
-}
-
-fn capabilities(node: &Address, seen: &Observation) -> Capabilities {
-    let oldest = Capabilities::of(Flavor::Redis, Version::new(6, 2, 0));
-    seen.report(node).map_or(oldest, Report::capabilities)
 }

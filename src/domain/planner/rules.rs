@@ -13,8 +13,10 @@
 //!    time for each primary and each machine.
 //! 8. *Seats*: where a primary is to change, the next one takes over when it has the data; one shard
 //!    after the other. Before it, epochs: a primary that others do not believe is given a greater one.
-//! 9. *Leave*: nodes that are no longer wanted go, and at once all others forget them.
-//! 10. *Settle*: agreement.
+//! 9. *Move*: slots that others serve move to where they are wanted, when those who get them have
+//!    their replicas. Slots that are half-way go before everything else that is lasting.
+//! 10. *Leave*: nodes that are no longer wanted go, and at once all others forget them.
+//! 11. *Settle*: agreement.
 //!
 //! Of a topology that is to be gone, only the first three and the config files are left to do. A
 //! plan that changes primaries and nothing else has stages of its own: in an emergency it must not
@@ -24,7 +26,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Goal, Leaver, Question, ResetTerm, Seat};
 use crate::domain::node::{Address, ClusterNodeId};
-use crate::domain::observation::{ClusterView, Mark, MarkKind, Peer, Role, Sighting};
+use crate::domain::observation::{
+    ClusterView, Mark, MarkKind, OpenSlotsMark, Peer, Role, Sighting,
+};
 use crate::domain::slot::SlotSet;
 use crate::domain::spec::Spec;
 use crate::domain::step::agree::AwaitAgreement;
@@ -40,6 +44,7 @@ use crate::domain::step::replicate::Replicate;
 use crate::domain::step::reset::ResetNode;
 use crate::domain::step::restore::RestoreSettings;
 use crate::domain::step::rewrite::RewriteConfig;
+use crate::domain::step::slots::MoveSlots;
 use crate::domain::step::sync::AwaitSync;
 use crate::domain::step::temporary::SetTemporary;
 use crate::domain::step::{Action, Blocker, Check, Step};
@@ -47,11 +52,19 @@ use crate::domain::succession::{best, expected};
 use crate::domain::topology::{Layout, Shard};
 use crate::domain::view::agreed_primary;
 
+mod moves;
+
+use self::moves::{close, draining, move_slots, moves};
+
+/// Whether replicas, and primaries without slots, may make themselves useful elsewhere.
+const REPLICA_MIGRATION: &str = "cluster-allow-replica-migration";
+
 type Stage = fn(&Question) -> Result<Vec<Step>, Vec<Blocker>>;
 
 const CONVERGE: &[Stage] = &[
     restore_settings,
     strangers,
+    close,
     reset_replicas,
     resets,
     forget,
@@ -61,12 +74,13 @@ const CONVERGE: &[Stage] = &[
     join,
     epochs,
     seats,
+    move_slots,
     leave,
     forget,
     settle,
 ];
 const SEATS: &[Stage] = &[restore_settings, epochs, seats, follow, rewrite];
-const WIND_DOWN: &[Stage] = &[restore_settings, rewrite];
+const WIND_DOWN: &[Stage] = &[close, restore_settings, rewrite];
 
 pub(super) fn stages(q: &Question) -> &'static [Stage] {
     match q.goal {
@@ -77,18 +91,26 @@ pub(super) fn stages(q: &Question) -> &'static [Stage] {
 }
 
 pub(super) fn settled_marks(q: &Question) -> Vec<Mark> {
-    let needed = temporary_settings_needed(q);
+    let needed = temporary_settings(q);
     let reports = q.seen.nodes.keys().filter_map(|a| q.seen.report(a));
     let restored = |mark: &&Mark| match &mark.what {
         MarkKind::Setting(s) => {
             let now = q.seen.report(&mark.node).and_then(|r| r.settings.get(&s.name));
-            !needed && now == Some(&s.original)
+            !needed.contains_key(s.name.as_str()) && now == Some(&s.original)
         }
         MarkKind::Unwritten => false,
         MarkKind::Identity(was) => identity_settled(q, &mark.node, &was.id),
+        MarkKind::OpenSlots(open) => open_slots_settled(q, &mark.node, open),
         MarkKind::Hold(hold) => reports.clone().any(|r| r.observed_at >= hold.until),
     };
     q.seen.marks.iter().filter(restored).cloned().collect()
+}
+
+/// Whether a node shows none of these slots as half-way, and no step is to move them.
+fn open_slots_settled(q: &Question, node: &Address, mark: &OpenSlotsMark) -> bool {
+    let open = |v: &ClusterView| v.open.iter().any(|o| mark.slots.contains(o.slot));
+    let needed = |step: &MoveSlots| !step.slots.intersection(&mark.slots).is_empty();
+    q.seen.view(node).is_some_and(|v| !open(v)) && !moves(q).iter().any(needed)
 }
 
 /// Whether nobody can know an identity any more that a reset was to take away, or the reset was
@@ -152,7 +174,8 @@ fn members<'a>(q: &Question<'a>) -> Vec<&'a Address> {
 fn primary(q: &Question, shard: &Shard, slots: &SlotSet) -> Option<Address> {
     match q.terms.primaries.get(&shard.id) {
         Some(pinned) => Some(pinned.clone()),
-        None => agreed_primary(&peopled(q, shard), slots, q.seen),
+        None => agreed_primary(&peopled(q, shard), slots, q.seen)
+            .or_else(|| q.terms.founders.get(&shard.id).cloned()),
     }
 }
 
@@ -170,11 +193,21 @@ fn agreement(q: &Question) -> AwaitAgreement {
     AwaitAgreement { members, apart, spares: all(spares(q).into_iter().collect()) }
 }
 
-/// Impatient settings serve only while a cluster without data forms.
-fn temporary_settings_needed(q: &Question) -> bool {
+/// The settings that serve for a while: impatient ones while a cluster without data forms; and while
+/// slots move, that nobody who gives its last one away follows another primary for it.
+fn temporary_settings(q: &Question) -> BTreeMap<&'static str, String> {
     let empty = |s: &Sighting| !matches!(s, Sighting::Seen(report) if report.keys > 0);
     let without_data = q.seen.nodes.values().all(empty);
-    q.goal == Goal::Converge && q.terms.forming && without_data && !formed(q)
+    let mut settings = BTreeMap::new();
+    if q.goal == Goal::Converge && q.terms.forming && without_data && !formed(q) {
+        let timeout = q.policy.forming_node_timeout_ms.to_string();
+        settings.insert("cluster-node-timeout", timeout);
+        settings.insert("repl-diskless-sync-delay", "0".to_owned());
+    }
+    if draining(q) {
+        settings.insert(REPLICA_MIGRATION, "no".to_owned());
+    }
+    settings
 }
 
 /// Whether nothing but taking marks away is left to do.
@@ -185,12 +218,12 @@ pub(super) fn formed(q: &Question) -> bool {
 
 /// Marks on nodes that do not answer stay for a later repair when a plan winds down.
 fn restore_settings(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
-    if temporary_settings_needed(q) {
-        return Ok(vec![]);
-    }
+    let needed = temporary_settings(q);
     let mut originals: BTreeMap<&Address, BTreeMap<String, String>> = BTreeMap::new();
     for mark in reachable_marks(q) {
-        if let MarkKind::Setting(s) = &mark.what {
+        if let MarkKind::Setting(s) = &mark.what
+            && !needed.contains_key(s.name.as_str())
+        {
             let of_node = originals.entry(&mark.node).or_default();
             of_node.insert(s.name.clone(), s.original.clone());
         }
@@ -320,7 +353,10 @@ fn configure(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
         .iter()
         .filter_map(|m| match &m.what {
             MarkKind::Setting(s) => Some((&m.node, s.name.as_str())),
-            MarkKind::Unwritten | MarkKind::Identity(_) | MarkKind::Hold(_) => None,
+            MarkKind::Unwritten
+            | MarkKind::Identity(_)
+            | MarkKind::Hold(_)
+            | MarkKind::OpenSlots(_) => None,
         })
         .collect();
     let step = |node: &Address| {
@@ -341,18 +377,15 @@ fn rewrite(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
 }
 
 fn prepare(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
-    let mut steps = Vec::new();
-    if temporary_settings_needed(q) {
-        let settings: BTreeMap<String, String> = [
-            ("cluster-node-timeout".to_owned(), q.policy.forming_node_timeout_ms.to_string()),
-            ("repl-diskless-sync-delay".to_owned(), "0".to_owned()),
-        ]
-        .into();
-        let step = |node: &Address| {
-            Step::SetTemporary(SetTemporary { node: node.clone(), settings: settings.clone() })
-        };
-        steps.extend(members(q).into_iter().map(step));
-    }
+    let needed = temporary_settings(q);
+    let step = |node: &Address| {
+        let settings = needed.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+        let settings: BTreeMap<String, String> = settings.collect();
+        (!settings.is_empty())
+            .then(|| Step::SetTemporary(SetTemporary { node: node.clone(), settings }))
+    };
+    let leavers = q.terms.leavers.keys().filter(|node| q.seen.report(node).is_some());
+    let mut steps: Vec<Step> = members(q).into_iter().chain(leavers).filter_map(step).collect();
     steps.extend(claims(q));
     Ok(steps)
 }
@@ -361,9 +394,10 @@ fn prepare(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
 /// so far as nobody owns them.
 fn claims(q: &Question) -> Vec<Step> {
     let mut slots_of: BTreeMap<Address, SlotSet> = BTreeMap::new();
+    let moving = moves(q).iter().fold(SlotSet::empty(), |all, step| all.union(&step.slots));
     for (shard, slots) in shards(q) {
         if let Some(primary) = primary(q, shard, slots) {
-            slots_of.insert(primary, slots.clone());
+            slots_of.insert(primary, slots.difference(&moving));
         }
     }
     // Whoever is to serve slots from now on gets an epoch of its own in a cluster that has some.
@@ -402,6 +436,7 @@ fn joins(q: &Question) -> Vec<Step> {
         }
     }
     let mut copying = Copying::seen(q);
+    let moves = moves(q);
     for (shard, slots) in shards(q) {
         let Some(primary) = primary(q, shard, slots) else { continue };
         for node in shard.members.iter().filter(|m| **m != primary) {
@@ -410,14 +445,16 @@ fn joins(q: &Question) -> Vec<Step> {
             if q.terms.forming || !undone || copying.takes(q, node, &primary) {
                 steps.push(Step::Replicate(step));
             }
-            // Nobody leaves, and nobody takes over, before the new ones have the data.
-            if !q.terms.forming && changes_members(q) {
+            // Nobody leaves, takes over, or gets slots, before the replicas have the data.
+            let gets_slots = moves.iter().any(|step| step.to.address == primary);
+            if !q.terms.forming && (changes_members(q) || gets_slots) {
                 let (node, primary) = (node.clone(), primary.clone());
                 steps.push(Step::AwaitSync(AwaitSync { node, primary }));
             }
         }
     }
-    if !changes_members(q) {
+    // While slots move, views differ all the time.
+    if !changes_members(q) && moves.is_empty() {
         steps.extend(settles(q));
     }
     steps

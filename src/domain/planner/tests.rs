@@ -16,6 +16,7 @@ use super::*;
 use crate::domain::id::TopologyId;
 use crate::domain::intent::create;
 use crate::domain::node::NodeKind;
+use crate::domain::node::{Flavor, Version};
 use crate::domain::observation::{
     ClusterView, Memory, Peer, Persistence, Replication, Report, Role, Sighting, Silence,
 };

@@ -57,7 +57,10 @@ pub fn votes(view: &ClusterView) -> (usize, usize) {
 pub fn rests(shard: ShardId, report: &Report, seen: &Observation) -> Option<HoldMark> {
     let holds = seen.marks.iter().filter_map(|m| match &m.what {
         MarkKind::Hold(hold) => Some(hold),
-        MarkKind::Setting(_) | MarkKind::Unwritten | MarkKind::Identity(_) => None,
+        MarkKind::Setting(_)
+        | MarkKind::Unwritten
+        | MarkKind::Identity(_)
+        | MarkKind::OpenSlots(_) => None,
     });
     let now = report.observed_at;
     // One that lies further ahead was written by a clock that was wrong.

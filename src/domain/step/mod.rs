@@ -17,15 +17,16 @@ pub mod replicate;
 pub mod reset;
 pub mod restore;
 pub mod rewrite;
+pub mod slots;
 pub mod sync;
 pub mod temporary;
 
 use serde::{Deserialize, Serialize};
 
-use self::command::Command;
+use self::command::{Command, ShownCommand};
 use super::hazard::Hazard;
-use super::node::Address;
-use super::observation::{Mark, Observation, Sighting};
+use super::node::{Address, Capabilities, Flavor, Version};
+use super::observation::{Mark, Observation, Report, Sighting};
 use super::plan::WaitingFor;
 
 /// What a step is called within its plan; the same step has the same key in every re-plan.
@@ -49,6 +50,7 @@ pub enum Step {
     BumpEpoch(bump::BumpEpoch),
     FailOver(failover::FailOver),
     Leave(leave::Leave),
+    MoveSlots(slots::MoveSlots),
 }
 
 /// Where a step stands, judged from what was seen alone.
@@ -103,6 +105,12 @@ pub trait Action {
     /// What it would send, given what was seen; nothing for a step that only waits.
     fn commands(&self, seen: &Observation) -> Vec<Command>;
 
+    /// The same for people, as the versions that were seen understand it.
+    fn shown(&self, seen: &Observation) -> Vec<ShownCommand> {
+        let commands = self.commands(seen);
+        commands.iter().map(|c| c.shown(capabilities(&c.node, seen))).collect()
+    }
+
     /// What it leaves on nodes; to be committed before the first command.
     fn marks(&self, _seen: &Observation) -> Vec<Mark> {
         Vec::new()
@@ -132,6 +140,7 @@ impl Step {
             Self::BumpEpoch(s) => s,
             Self::FailOver(s) => s,
             Self::Leave(s) => s,
+            Self::MoveSlots(s) => s,
         }
     }
 
@@ -153,6 +162,7 @@ impl Step {
             Self::BumpEpoch(_) => "bump_epoch",
             Self::FailOver(_) => "fail_over",
             Self::Leave(_) => "leave",
+            Self::MoveSlots(_) => "move_slots",
         }
     }
 }
@@ -175,6 +185,12 @@ impl Wait {
         let reason = WaitingFor::Convergence;
         Self { reason, nodes: vec![node.clone()], why, done: 0, total: 1 }
     }
+}
+
+/// What a node's version can do; of one that was not seen, the least.
+fn capabilities(node: &Address, seen: &Observation) -> Capabilities {
+    let oldest = Capabilities::of(Flavor::Redis, Version::new(6, 2, 0));
+    seen.report(node).map_or(oldest, Report::capabilities)
 }
 
 fn silence(node: &Address, seen: &Observation) -> String {

@@ -34,7 +34,7 @@ impl Action for SetTemporary {
 
     fn title(&self) -> String {
         let settings: Vec<_> = self.settings.iter().map(|(n, v)| format!("{n} to {v}")).collect();
-        format!("Set {} on {} until the cluster has formed", settings.join(" and "), self.node)
+        format!("Set {} on {} for a while", settings.join(" and "), self.node)
     }
 
     fn nodes(&self) -> Vec<Address> {

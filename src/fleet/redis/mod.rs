@@ -24,7 +24,8 @@ use tokio::time::timeout;
 
 use self::connection::{Lost, Node, io_words, unreachable};
 pub use self::reach::{ParseReachError, Reach};
-use super::{Ask, Fleet, FleetError, Target};
+use super::{Ask, Fleet, FleetError, Talk, Target};
+use crate::domain::moving::talk::{Answer, Saying};
 use crate::domain::node::Address;
 use crate::domain::observation::Report;
 use crate::domain::step::command::Verb;
@@ -142,5 +143,13 @@ impl Fleet for RedisFleet {
             send::send(&node, target, verbs, capabilities, &self.timeouts).await
         }
         .boxed()
+    }
+
+    fn converse<'a>(
+        &'a self,
+        talk: &'a Talk<'a>,
+        _sayings: &'a [Saying],
+    ) -> BoxFuture<'a, Result<Vec<Answer>, FleetError>> {
+        async move { Err(unreachable(talk.target, "not there yet")) }.boxed()
     }
 }

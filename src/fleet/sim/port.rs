@@ -11,10 +11,11 @@ use super::server::Life;
 use super::table::Ms;
 use super::verbs::Refusal;
 use super::world::{START, World};
+use crate::domain::moving::talk::{Answer, Saying};
 use crate::domain::node::Address;
 use crate::domain::observation::Report;
 use crate::domain::step::command::Verb;
-use crate::fleet::{Ask, Fleet, FleetError, Target};
+use crate::fleet::{Ask, Fleet, FleetError, Talk, Target};
 
 /// How a call ends for its caller.
 enum End<T> {
@@ -49,6 +50,14 @@ impl Fleet for SimFleet {
         verbs: &'a [Verb],
     ) -> BoxFuture<'a, Result<(), FleetError>> {
         self.call(move |world, process| world.send(process, target, verbs))
+    }
+
+    fn converse<'a>(
+        &'a self,
+        talk: &'a Talk<'a>,
+        _sayings: &'a [Saying],
+    ) -> BoxFuture<'a, Result<Vec<Answer>, FleetError>> {
+        self.call(move |_, _| End::With(Err(refused(&talk.target.address))))
     }
 }
 

@@ -268,6 +268,7 @@ impl PreviewView {
     pub fn new(topology: &str, preview: Preview) -> Self {
         let slots = preview.steps.iter().filter_map(|s| match &s.step {
             Step::ClaimSlots(claim) => Some(claim.slots.clone()),
+            Step::MoveSlots(step) => Some(step.slots.clone()),
             Step::RestoreSettings(_)
             | Step::RewriteConfig(_)
             | Step::ResetNode(_)

@@ -314,14 +314,13 @@ fn slots_that_somebody_owns_are_not_taken_by_going_back() {
             peers.get_mut(&taker_id).unwrap().slots = all;
         });
     }
-    let refused = back(&now, &older, &seen).unwrap_err().to_string();
-    assert!(refused.contains("owns slots of it"), "{refused}");
-    // Not even a plan that pins the old owner takes them.
-    let terms =
-        Terms { primaries: [(first.id, first.members[0].clone())].into(), ..Terms::default() };
-    let plan = forecast(&ask(&now, &seen, &terms, &policy));
-    assert_eq!(plan.blockers.first().map(|b| b.code), Some("slots_taken"));
-    assert_eq!(plan.steps.len(), 0);
+    // Nobody claims them: they are moved back, with their keys.
+    let (wanted, terms) = back(&now, &older, &seen).unwrap();
+    let plan = forecast(&ask(&wanted, &seen, &terms, &policy));
+    assert!(plan.blockers.is_empty(), "{plan:#?}");
+    assert!(plan.steps.iter().all(|s| !matches!(s.step, Step::ClaimSlots(_))), "{plan:#?}");
+    let moved = |s: &&ForecastStep| matches!(&s.step, Step::MoveSlots(m) if m.slots == *slots && m.from.address == taker);
+    assert_eq!(plan.steps.iter().filter(moved).count(), 1, "{plan:#?}");
 }
 
 #[test]

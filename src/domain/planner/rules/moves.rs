@@ -1,0 +1,212 @@
+//! Slots that are elsewhere than wanted, and slots that are half-way.
+//!
+//! A slot that is open is closed by moving it on, never back: of its keys some are at either end, and
+//! only the end that gets them can serve all. Where it is wanted elsewhere it moves once more.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Goal, Question, peopled, primary, shards};
+use crate::domain::node::{Address, ClusterNodeId};
+use crate::domain::observation::{ClusterView, MarkKind, Observation, OpenSlot, Report, Role};
+use crate::domain::slot::SlotSet;
+use crate::domain::step::slots::{End, MoveMethod, MoveSlots};
+use crate::domain::step::{Blocker, Step};
+use crate::domain::topology::Shard;
+use crate::domain::view::address_of;
+
+/// Slots that are served elsewhere than wanted move, the greatest moves first; pairs that have no
+/// node in common at the same time.
+pub fn move_slots(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
+    foreign(q)?;
+    let mut moves = moves(q);
+    moves.sort_by_key(|step| std::cmp::Reverse(step.slots.count()));
+    Ok(moves.into_iter().map(Step::MoveSlots).collect())
+}
+
+/// Slots that are half-way and that Reeve opened, or is to close. While a plan winds down, those at
+/// nodes that do not answer are left for a repair.
+pub fn close(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
+    let open = open_slots(q).intersection(&ours(q));
+    if open.is_empty() {
+        return Ok(vec![]);
+    }
+    let mut steps: Vec<MoveSlots> =
+        moves(q).into_iter().filter_map(|step| part_of(step, &open)).collect();
+    let covered = steps.iter().fold(SlotSet::empty(), |all, s| all.union(&s.slots));
+    let rest = open.difference(&covered);
+    steps.extend(half_way(q).into_iter().filter_map(|step| part_of(step, &rest)));
+    let seen = |end: &End| q.seen.report(&end.address).is_some();
+    steps.retain(|s| q.goal == Goal::Converge || (seen(&s.from) && seen(&s.to)));
+    Ok(steps.into_iter().map(Step::MoveSlots).collect())
+}
+
+/// Whether a shard gives all its slots away, so that its nodes must not make themselves useful
+/// elsewhere before they are told.
+pub fn draining(q: &Question) -> bool {
+    let wanted: BTreeSet<_> = shards(q).iter().map(|(shard, _)| shard.id).collect();
+    let still = |(node, id): (&Address, &ClusterNodeId)| {
+        q.seen.view(node).is_none_or(|view| view.my_id == *id)
+    };
+    let goes = q.terms.leavers.iter().filter(|(_, leaver)| !wanted.contains(&leaver.shard));
+    q.goal == Goal::Converge
+        && (!moves(q).is_empty() || goes.map(|(n, l)| (n, &l.identity)).any(still))
+}
+
+/// Every move that is left, between nodes that serve.
+pub fn moves(q: &Question) -> Vec<MoveSlots> {
+    let mut moves = Vec::new();
+    for (shard, slots) in shards(q) {
+        let to = primary(q, shard, slots);
+        let Some(to) = to.and_then(|to| Party::seen(&to, q.seen)) else { continue };
+        for from in parties(q).filter(|from| from.end != to.end) {
+            let gives = |o: &&OpenSlot| o.giving && o.other == to.end.id;
+            let takes = |o: &&OpenSlot| !o.giving && o.other == from.end.id;
+            let gives = from.view.open.iter().filter(gives);
+            let open = gives.chain(to.view.open.iter().filter(takes)).map(|o| o.slot);
+            // Moved, but not closed at both ends.
+            let moved = open.collect::<SlotSet>().intersection(&to.view.my_slots());
+            let slots = from.view.my_slots().union(&moved).intersection(slots);
+            let slots = slots.difference(&bound_elsewhere(q, &from, &to));
+            if !slots.is_empty() {
+                moves.push(step(q, &from, &to, slots));
+            }
+        }
+    }
+    moves
+}
+
+/// Slots that one node gives to another than `to`, who has some of their keys.
+fn bound_elsewhere(q: &Question, from: &Party, to: &Party) -> SlotSet {
+    let other =
+        |o: &&OpenSlot| o.giving && resolve(q, &o.other).is_some_and(|node| node != to.end.address);
+    from.view.open.iter().filter(other).map(|o| o.slot).collect()
+}
+
+/// Moves that were begun, whatever is wanted.
+fn half_way(q: &Question) -> Vec<MoveSlots> {
+    let mut pairs: BTreeMap<(Address, Address), BTreeSet<u16>> = BTreeMap::new();
+    for party in parties(q) {
+        for open in &party.view.open {
+            let other = || resolve(q, &open.other);
+            let owner = || {
+                let owns = |p: &Party| p.view.my_slots().contains(open.slot);
+                parties(q).find(owns).map(|p| p.end.address)
+            };
+            let here = party.end.address.clone();
+            let pair = if open.giving {
+                other().map(|to| (here, to))
+            } else {
+                owner().filter(|owner| *owner != here).or_else(other).map(|from| (from, here))
+            };
+            if let Some((from, to)) = pair.filter(|(from, to)| from != to) {
+                pairs.entry((from, to)).or_default().insert(open.slot);
+            }
+        }
+    }
+    let step = |((from, to), slots): ((Address, Address), BTreeSet<u16>)| {
+        let (from, to) = (Party::seen(&from, q.seen)?, Party::seen(&to, q.seen)?);
+        Some(step(q, &from, &to, slots.into_iter().collect()))
+    };
+    pairs.into_iter().filter_map(step).collect()
+}
+
+/// Somebody else moves slots: whose they are in the end cannot be told.
+fn foreign(q: &Question) -> Result<(), Vec<Blocker>> {
+    let ours = ours(q);
+    let blocker = |party: Party| {
+        let open: SlotSet = party.view.open.iter().map(|o| o.slot).collect();
+        let foreign = open.difference(&ours);
+        (!foreign.is_empty()).then(|| Blocker {
+            code: "open_slot",
+            node: Some(party.end.address.clone()),
+            why: format!("{} shows slots {foreign} as half-way, and not because of Reeve", party.end.address),
+            recovery: "Somebody else moves slots, or broke off. Let them finish; where nobody is at it, ask for a repair, which moves on what is half-way.",
+        })
+    };
+    let blockers: Vec<Blocker> = parties(q).filter_map(blocker).collect();
+    if blockers.is_empty() { Ok(()) } else { Err(blockers) }
+}
+
+/// The slots that are open because of Reeve, or that are to be closed all the same.
+fn ours(q: &Question) -> SlotSet {
+    if q.terms.moving.closes_foreign {
+        return SlotSet::all();
+    }
+    let marked = q.seen.marks.iter().filter_map(|m| match &m.what {
+        MarkKind::OpenSlots(open) => Some(&open.slots),
+        MarkKind::Setting(_) | MarkKind::Unwritten | MarkKind::Identity(_) | MarkKind::Hold(_) => {
+            None
+        }
+    });
+    marked.fold(SlotSet::empty(), |all, slots| all.union(slots))
+}
+
+fn open_slots(q: &Question) -> SlotSet {
+    parties(q).flat_map(|p| &p.view.open).map(|o| o.slot).collect()
+}
+
+/// A primary that may give or take slots.
+struct Party<'a> {
+    end: End,
+    report: &'a Report,
+    view: &'a ClusterView,
+}
+
+impl<'a> Party<'a> {
+    fn seen(node: &Address, seen: &'a Observation) -> Option<Self> {
+        let report = seen.report(node).filter(|r| r.role == Role::Primary)?;
+        let view = report.cluster.as_ref()?;
+        let end = End { address: node.clone(), id: view.my_id.clone() };
+        Some(Self { end, report, view })
+    }
+}
+
+/// The primaries among the members and those who leave.
+fn parties<'a>(q: &Question<'a>) -> impl Iterator<Item = Party<'a>> {
+    let leavers = q.terms.leavers.keys();
+    let nodes: BTreeSet<&Address> = q.want.layout.members().into_iter().chain(leavers).collect();
+    nodes.into_iter().filter_map(|node| Party::seen(node, q.seen))
+}
+
+/// Where the primary is that once had this identity, or that took over from it.
+fn resolve(q: &Question, id: &ClusterNodeId) -> Option<Address> {
+    if let Some(party) = parties(q).find(|p| p.end.id == *id) {
+        return Some(party.end.address);
+    }
+    let marked = q.seen.marks.iter().find_map(|m| match &m.what {
+        MarkKind::OpenSlots(o) if o.from == *id || o.to == *id => {
+            // Each end has its own.
+            q.seen.view(&m.node).is_none_or(|v| v.my_id == *id).then_some(&m.node)
+        }
+        MarkKind::OpenSlots(_)
+        | MarkKind::Setting(_)
+        | MarkKind::Unwritten
+        | MarkKind::Identity(_)
+        | MarkKind::Hold(_) => None,
+    });
+    let node = address_of(id, q.seen).or(marked)?;
+    let of_node = |(shard, _): &&(Shard, SlotSet)| peopled(q, shard).members.contains(node);
+    let (shard, slots) = shards(q).iter().find(of_node)?;
+    primary(q, shard, slots)
+}
+
+fn step(q: &Question, from: &Party, to: &Party, slots: SlotSet) -> MoveSlots {
+    let begun = from.view.open.iter().chain(&to.view.open).map(|o| o.slot);
+    let begun = begun.collect::<SlotSet>().intersection(&slots);
+    let atomic = from.report.capabilities().atomic_slots && to.report.capabilities().atomic_slots;
+    // What was begun key by key ends so.
+    let (how, slots) = match (atomic, begun.is_empty()) {
+        (true, true) => (MoveMethod::Atomic, slots),
+        (true, false) => (MoveMethod::Keys, begun),
+        (false, _) => (MoveMethod::Keys, slots),
+    };
+    let big = q.terms.moving.big.iter().filter(|b| slots.contains(b.slot)).cloned().collect();
+    let max_latency_ms = q.terms.moving.max_latency_ms;
+    MoveSlots { from: from.end.clone(), to: to.end.clone(), slots, how, max_latency_ms, big }
+}
+
+/// The part of a step that is about some slots, if there is one.
+fn part_of(step: MoveSlots, slots: &SlotSet) -> Option<MoveSlots> {
+    let slots = step.slots.intersection(slots);
+    (!slots.is_empty()).then(|| MoveSlots { slots, how: MoveMethod::Keys, ..step })
+}
