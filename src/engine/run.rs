@@ -209,7 +209,8 @@ impl Run {
                 self.act(engine, plan, &seen, steps, round).await
             }
             Next::Wait(waits) => self.wait(engine, plan, waits, round).await,
-            Next::Converged if winding_down && is_patient(watch, &seen) => {
+            // In an emergency nobody waits.
+            Next::Converged if (winding_down || !terms.seats_only) && is_patient(watch, &seen) => {
                 self.commit(engine, plan, round).await?;
                 Ok(POLL_LAST)
             }
