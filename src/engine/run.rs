@@ -19,7 +19,7 @@ use crate::domain::event::{EventType, NewEvent};
 use crate::domain::fault::{Fault, NO_REPLY, Retry};
 use crate::domain::health::Health;
 use crate::domain::id::PlanId;
-use crate::domain::intent::Intent;
+use crate::domain::intent::{Intent, failover};
 use crate::domain::node::Address;
 use crate::domain::observation::{MarkKind, Observation};
 use crate::domain::placement::Warning;
@@ -28,6 +28,7 @@ use crate::domain::plan::{
 };
 use crate::domain::planner::{self, Goal, Next, Question, Terms};
 use crate::domain::step::{Check, Step, StepKey, Wait};
+use crate::domain::topology::Topology;
 use crate::fleet::Fence;
 use crate::store::StoreError;
 use crate::store::leases::{DATABASE_RESTORED, Held};
@@ -54,6 +55,8 @@ pub(super) struct Run {
     pub plan: PlanId,
     lease: Arc<Lease>,
     stored: StoredTopology,
+    /// What it makes: without the members that it leaves apart.
+    want: Topology,
     logins: Logins,
     /// Where nothing can still run that was sent before.
     cleared: Cleared,
@@ -110,6 +113,7 @@ impl Run {
         Ok(Self {
             plan: plan.id,
             lease,
+            want: stored.wanted.without(&plan.terms.apart),
             stored,
             logins,
             cleared: Cleared::default(),
@@ -160,13 +164,8 @@ impl Run {
         let untouched = matches!(plan.intent, Intent::AcceptDrift(_));
         let goal = if winding_down || untouched { Goal::WindDown } else { Goal::Converge };
         let terms = Terms { forming: plan.terms.forming && !self.formed, ..plan.terms.clone() };
-        let asked = Question {
-            want: &self.stored.wanted,
-            seen: &seen,
-            terms: &terms,
-            policy: &engine.policy,
-            goal,
-        };
+        let asked =
+            Question { want: &self.want, seen: &seen, terms: &terms, policy: &engine.policy, goal };
         let (settled, formed) = (planner::settled_marks(&asked), planner::has_formed(&asked));
         seen.marks.retain(|m| !settled.contains(m));
         let done: Vec<StepKey> = self
@@ -185,13 +184,8 @@ impl Run {
             self.moved();
         }
         let round = Round { done, marks_cleared: settled, ..Round::default() };
-        let asked = Question {
-            want: &self.stored.wanted,
-            seen: &seen,
-            terms: &terms,
-            policy: &engine.policy,
-            goal,
-        };
+        let asked =
+            Question { want: &self.want, seen: &seen, terms: &terms, policy: &engine.policy, goal };
         let mut next = planner::next(&asked);
         if let Next::Act(steps) = &mut next {
             steps.retain(|s| !self.given_up.contains(&s.action().key()));
@@ -216,7 +210,8 @@ impl Run {
             }
             Next::Converged => {
                 self.commit(engine, plan, round).await?;
-                self.finish(engine, plan).await?;
+                let other = failover::elected_another(&terms, &self.want.layout, &seen);
+                self.finish(engine, plan, other).await?;
                 Ok(Duration::ZERO)
             }
             Next::Stuck(blockers) => {
@@ -512,7 +507,7 @@ impl Run {
         // While winding down there is nothing to fail for: what cannot be taken away now stays
         // marked, and the plan ends as it was going to.
         if is_winding_down(plan) {
-            return self.finish(engine, plan).await;
+            return self.finish(engine, plan, None).await;
         }
         let event = step.map(|step| {
             NewEvent::new(
@@ -531,8 +526,14 @@ impl Run {
         Ok(())
     }
 
-    /// Nothing is left to do: the plan ends, or pauses, as was asked.
-    async fn finish(&mut self, engine: &Engine, plan: &Plan) -> Result<(), KeepError> {
+    /// Nothing is left to do: the plan ends, or pauses, as was asked. What succeeded otherwise than it
+    /// was meant says so.
+    async fn finish(
+        &mut self,
+        engine: &Engine,
+        plan: &Plan,
+        warning: Option<Warning>,
+    ) -> Result<(), KeepError> {
         let mut to = match (&plan.error, plan.requested) {
             (Some(error), _) => {
                 let mut to = Move::to(PlanState::Failed, EventType::PlanFailed);
@@ -556,7 +557,14 @@ impl Run {
                 to.data = serde_json::json!({ "waiting_for": waiting_for });
                 to
             }
-            (None, None) => Move::to(PlanState::Succeeded, EventType::PlanSucceeded),
+            (None, None) => {
+                let mut to = Move::to(PlanState::Succeeded, EventType::PlanSucceeded);
+                if let Some(warning) = &warning {
+                    to.data = serde_json::json!({ "warnings": [warning] });
+                }
+                to.warning = warning;
+                to
+            }
         };
         if to.state.is_final() {
             let marks = engine.store.marks(plan.topology_id).await?;

@@ -172,6 +172,34 @@ async fn a_dead_replica_is_replaced_and_stays_out_when_it_returns() {
     is_settled(&world).await;
 }
 
+/// With two hosts gone, each is replaced in its turn.
+#[tokio::test]
+async fn two_dead_replicas_are_replaced_one_after_the_other() {
+    let mut world = orders(&[], 6, 2).await;
+    let now = shards(&world).await;
+    let dead = [now[0].1[0], now[1].1[0]];
+    for node in dead {
+        world.nodes[node].kill();
+    }
+    phase(&world, "degraded").await;
+    for (turn, (old, new)) in dead.into_iter().zip([6, 7]).enumerate() {
+        let body = json!({ "intent": { "kind": "replace_node", "node": address(&world, old),
+                                       "with": node(&world, new) } });
+        // Until the cluster itself holds both for dead, the other one is waited for.
+        let plan = until("it is taken", SOON, async || {
+            world.client.submit(PLANS, &body, Some(50)).await.map_err(|e| e.to_string())
+        })
+        .await;
+        assert_eq!(plan["state"], "succeeded", "{plan:#}");
+        let left = plan["warnings"].as_array().unwrap().iter();
+        assert_eq!(left.filter(|w| w["code"] == "left_apart").count(), 1 - turn, "{plan:#}");
+        assert_eq!(shards(&world).await[turn].1, [new]);
+    }
+    let members: Vec<usize> = (0..8).filter(|n| !dead.contains(n)).collect();
+    assert_eq!(known(&world, &members), vec![6; 6]);
+    is_settled(&world).await;
+}
+
 #[tokio::test]
 async fn what_cannot_work_is_refused_and_touches_nothing() {
     let mut world = orders(&[], 6, 2).await;
