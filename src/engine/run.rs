@@ -22,7 +22,7 @@ use crate::domain::event::{EventType, NewEvent};
 use crate::domain::fault::{Fault, NO_REPLY, Retry};
 use crate::domain::health::Health;
 use crate::domain::id::PlanId;
-use crate::domain::intent::Intent;
+use crate::domain::intent::{Intent, failover};
 use crate::domain::moving::BigKey;
 use crate::domain::node::Address;
 use crate::domain::observation::{MarkKind, Observation};
@@ -33,6 +33,7 @@ use crate::domain::plan::{
 use crate::domain::planner::{self, Goal, Next, Question, Terms};
 use crate::domain::step::slots::MoveSlots;
 use crate::domain::step::{Action, Check, Step, StepKey, Wait};
+use crate::domain::topology::Topology;
 use crate::fleet::Fence;
 use crate::store::StoreError;
 use crate::store::leases::{DATABASE_RESTORED, Held};
@@ -59,6 +60,8 @@ pub(super) struct Run {
     pub plan: PlanId,
     lease: Arc<Lease>,
     stored: StoredTopology,
+    /// What it makes: without the members that it leaves apart.
+    want: Topology,
     logins: Logins,
     /// Where nothing can still run that was sent before.
     cleared: Cleared,
@@ -117,6 +120,7 @@ impl Run {
         Ok(Self {
             plan: plan.id,
             lease,
+            want: stored.wanted.without(&plan.terms.apart),
             stored,
             logins,
             cleared: Cleared::default(),
@@ -168,13 +172,8 @@ impl Run {
         let untouched = matches!(plan.intent, Intent::AcceptDrift(_));
         let goal = if winding_down || untouched { Goal::WindDown } else { Goal::Converge };
         let terms = Terms { forming: plan.terms.forming && !self.formed, ..plan.terms.clone() };
-        let asked = Question {
-            want: &self.stored.wanted,
-            seen: &seen,
-            terms: &terms,
-            policy: &engine.policy,
-            goal,
-        };
+        let asked =
+            Question { want: &self.want, seen: &seen, terms: &terms, policy: &engine.policy, goal };
         let (settled, formed) = (planner::settled_marks(&asked), planner::has_formed(&asked));
         seen.marks.retain(|m| !settled.contains(m));
         let done: Vec<StepKey> = self
@@ -194,13 +193,8 @@ impl Run {
             self.moved();
         }
         let round = Round { done, marks_cleared: settled, ..Round::default() };
-        let asked = Question {
-            want: &self.stored.wanted,
-            seen: &seen,
-            terms: &terms,
-            policy: &engine.policy,
-            goal,
-        };
+        let asked =
+            Question { want: &self.want, seen: &seen, terms: &terms, policy: &engine.policy, goal };
         let mut next = planner::next(&asked);
         if let Next::Act(steps) = &mut next {
             steps.retain(|s| !self.given_up.contains(&s.action().key()));
@@ -218,13 +212,15 @@ impl Run {
                 self.act(engine, plan, &seen, steps, round).await
             }
             Next::Wait(waits) => self.wait(engine, plan, waits, round).await,
-            Next::Converged if winding_down && is_patient(watch, &seen) => {
+            // In an emergency nobody waits.
+            Next::Converged if (winding_down || !terms.seats_only) && is_patient(watch, &seen) => {
                 self.commit(engine, plan, round).await?;
                 Ok(POLL_LAST)
             }
             Next::Converged => {
                 self.commit(engine, plan, round).await?;
-                self.finish(engine, plan).await?;
+                let other = failover::elected_another(&terms, &self.want.layout, &seen);
+                self.finish(engine, plan, other).await?;
                 Ok(Duration::ZERO)
             }
             Next::Stuck(blockers) => {
@@ -597,7 +593,7 @@ impl Run {
         // While winding down there is nothing to fail for: what cannot be taken away now stays
         // marked, and the plan ends as it was going to.
         if is_winding_down(plan) {
-            return self.finish(engine, plan).await;
+            return self.finish(engine, plan, None).await;
         }
         let event = step.map(|step| {
             NewEvent::new(
@@ -616,8 +612,14 @@ impl Run {
         Ok(())
     }
 
-    /// Nothing is left to do: the plan ends, or pauses, as was asked.
-    async fn finish(&mut self, engine: &Engine, plan: &Plan) -> Result<(), KeepError> {
+    /// Nothing is left to do: the plan ends, or pauses, as was asked. What succeeded otherwise than it
+    /// was meant says so.
+    async fn finish(
+        &mut self,
+        engine: &Engine,
+        plan: &Plan,
+        warning: Option<Warning>,
+    ) -> Result<(), KeepError> {
         let mut to = match (&plan.error, plan.requested) {
             (Some(error), _) => {
                 let mut to = Move::to(PlanState::Failed, EventType::PlanFailed);
@@ -641,7 +643,14 @@ impl Run {
                 to.data = serde_json::json!({ "waiting_for": waiting_for });
                 to
             }
-            (None, None) => Move::to(PlanState::Succeeded, EventType::PlanSucceeded),
+            (None, None) => {
+                let mut to = Move::to(PlanState::Succeeded, EventType::PlanSucceeded);
+                if let Some(warning) = &warning {
+                    to.data = serde_json::json!({ "warnings": [warning] });
+                }
+                to.warning = warning;
+                to
+            }
         };
         if to.state.is_final() {
             let marks = engine.store.marks(plan.topology_id).await?;

@@ -6,7 +6,7 @@ use reeve::demo::servers::Signal;
 use serde_json::{Value, json};
 
 use crate::support::orders::{PLANS, carry_out, phase, refused, shards};
-use crate::support::plans::{ends, id, terminal_events};
+use crate::support::plans::{ends, id, terminal_events, waits_for};
 use crate::support::traffic::Traffic;
 use crate::support::world::World;
 use crate::support::{Dice, repeats, until};
@@ -100,6 +100,29 @@ async fn a_shard_rests_before_it_fails_back() {
     .await;
     ends(&world, &id(&again), "succeeded", SOON).await;
     assert_eq!(shards(&world).await[0].0, before[0].0, "it failed back");
+    world.check_cluster(&[]);
+}
+
+#[tokio::test]
+async fn a_plan_whose_shard_elected_another_says_so() {
+    let world = orders(&[], 9, 2).await;
+    carry_out(&world, &failover(0)).await;
+    let (primary, replicas) = shards(&world).await[0].clone();
+    let (named, other) = (world.nodes[replicas[0]].address(), world.nodes[replicas[1]].address());
+    let body = json!({ "intent": { "kind": "failover", "to": named } });
+    let plan = world.client.submit(PLANS, &body, None).await.unwrap();
+    waits_for(&world, &id(&plan), "hold").await;
+    world.ask(replicas[1], &["CLUSTER", "FAILOVER", "TAKEOVER"]);
+    let ended = ends(&world, &id(&plan), "succeeded", SOON).await;
+    let warning = ended["warnings"].as_array().unwrap().last().unwrap();
+    assert_eq!(warning["code"], "elected_another", "{ended:#}");
+    let message = warning["message"].as_str().unwrap();
+    assert!(message.starts_with(&other) && message.contains(&named), "{message}");
+    assert_eq!(shards(&world).await[0].0, replicas[1]);
+    let path = format!("/v1/events?plan={}&types=plan.succeeded", id(&plan));
+    let events = world.client.get(&path).await.unwrap();
+    assert_eq!(&events["items"][0]["data"]["warnings"][0], warning, "{events:#}");
+    assert_ne!(primary, replicas[1]);
     world.check_cluster(&[]);
 }
 

@@ -18,6 +18,7 @@ mod failover;
 mod fleet;
 mod idempotency;
 mod instances;
+mod interrupted;
 mod journal;
 mod lifecycle;
 mod members;

@@ -125,7 +125,8 @@ fn identity_settled(q: &Question, node: &Address, id: &ClusterNodeId) -> bool {
     }
     let knows = |a: &Address| q.seen.view(a).is_some_and(|v| v.peers.contains_key(id));
     let marked = q.seen.marks.iter().map(|m| &m.node).filter(|n| q.seen.nodes.contains_key(*n));
-    let asked = parts(q).into_iter().chain(marked).chain([node]);
+    // One that is left apart may still know it, and tell the others when it comes back.
+    let asked = parts(q).into_iter().chain(&q.terms.apart).chain(marked).chain([node]);
     asked.into_iter().all(|a| q.seen.report(a).is_some()) && !q.seen.nodes.keys().any(knows)
 }
 
@@ -293,7 +294,9 @@ fn left(q: &Question, id: &ClusterNodeId, peer: &Peer) -> Option<Address> {
     }
     let members = q.want.layout.members();
     let gone = |node: &&Address| {
-        !members.contains(node) && q.seen.view(node).is_none_or(|v| v.my_id != *id)
+        !members.contains(node)
+            && !q.terms.apart.contains(*node)
+            && q.seen.view(node).is_none_or(|v| v.my_id != *id)
     };
     let has_mark = |a: &&Address| q.seen.marks_on(a).any(|m| m.what.identity().is_some());
     marked.or(peer.address.as_ref().filter(has_mark)).filter(gone).cloned()
