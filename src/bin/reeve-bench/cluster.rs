@@ -47,7 +47,10 @@ impl<'a> Cluster<'a> {
     }
 
     /// What all nodes agree on, once it is so.
-    pub async fn members(&mut self, fits: impl Fn(&[Member]) -> bool) -> Result<Vec<Member>, Error> {
+    pub async fn members(
+        &mut self,
+        fits: impl Fn(&[Member]) -> bool,
+    ) -> Result<Vec<Member>, Error> {
         self.judge.members(fits).await
     }
 

@@ -54,7 +54,10 @@ impl Judge {
     }
 
     /// The same; what they agree on.
-    pub async fn members(&mut self, fits: impl Fn(&[Member]) -> bool) -> Result<Vec<Member>, Error> {
+    pub async fn members(
+        &mut self,
+        fits: impl Fn(&[Member]) -> bool,
+    ) -> Result<Vec<Member>, Error> {
         let look = async {
             loop {
                 if let Some(members) = self.common(&fits).await? {

@@ -17,7 +17,9 @@ const POLL: Duration = Duration::from_millis(5);
 pub enum Mover {
     Reeve,
     /// `redis-cli --cluster`, with `--cluster-pipeline` where it is given.
-    Cli { pipeline: Option<u32> },
+    Cli {
+        pipeline: Option<u32>,
+    },
     /// `CLUSTER MIGRATESLOTS` (Valkey 9) and nothing around it.
     Bare,
 }

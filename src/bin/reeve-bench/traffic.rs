@@ -71,7 +71,8 @@ struct Client {
 
 impl Client {
     fn new(owners: &BTreeMap<String, SlotSet>) -> Result<Self, Error> {
-        let mut client = Self { connections: BTreeMap::new(), owners: vec![String::new(); 1 << 14] };
+        let mut client =
+            Self { connections: BTreeMap::new(), owners: vec![String::new(); 1 << 14] };
         for (node, slots) in owners {
             slots.iter().for_each(|slot| client.owners[usize::from(slot)].clone_from(node));
             client.connections.insert(node.clone(), connect(node)?);

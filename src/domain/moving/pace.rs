@@ -17,6 +17,8 @@ const LEAST: f64 = 0.05;
 const NEWEST: f64 = 0.2;
 /// The part of the time in which a server may be busy with moving.
 const DUTY: f64 = 0.9;
+/// Timers cannot tell less: shorter rests add up.
+const TICK: Duration = Duration::from_millis(1);
 
 /// Additive-increase would take too long to find back: it grows by a quarter, and halves.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,13 +28,15 @@ pub struct Pace {
     factor: f64,
     /// How much more, or less, keys cost here than elsewhere.
     scale: f64,
+    /// How long the servers are still to be left to others.
+    owed: Duration,
 }
 
 impl Pace {
     #[must_use]
     pub fn new(max_latency_ms: u64) -> Self {
         let limit_us = u32::try_from(max_latency_ms.max(1)).map_or(f64::MAX, f64::from) * 1000.0;
-        Self { limit_us, factor: 0.5, scale: 1.0 }
+        Self { limit_us, factor: 0.5, scale: 1.0, owed: Duration::ZERO }
     }
 
     /// How many of these keys, given by their sizes in bytes, go in the next batch: at least one.
@@ -68,10 +72,15 @@ impl Pace {
         }
     }
 
-    /// How long to leave the servers to others after a batch that took so long.
+    /// How long to leave the servers to others after a batch that took so long, when they had none
+    /// before it for a while.
     #[must_use]
-    pub fn rest(&self, wall: Duration) -> Duration {
-        wall.mul_f64(1.0 / DUTY - 1.0).min(Duration::from_millis(50))
+    pub fn rest(&mut self, wall: Duration, idle: Duration) -> Duration {
+        self.owed = (self.owed + wall.mul_f64(1.0 / DUTY - 1.0)).saturating_sub(idle);
+        if self.owed < TICK {
+            return Duration::ZERO;
+        }
+        std::mem::take(&mut self.owed).min(Duration::from_millis(50))
     }
 
     fn back_off(&mut self) {
@@ -122,6 +131,15 @@ mod tests {
             pace.took(std::iter::repeat_n(100, n), Duration::from_micros(9 * n as u64));
         }
         assert!(pace.share(std::iter::repeat_n(100, 100_000)) * 2 > usual);
+    }
+
+    #[test]
+    fn short_rests_add_up_and_what_was_idle_counts() {
+        let (mut pace, ms) = (Pace::new(5), Duration::from_millis(1));
+        assert_eq!(pace.rest(5 * ms, Duration::ZERO), Duration::ZERO);
+        assert!(pace.rest(5 * ms, Duration::ZERO) >= ms);
+        assert_eq!(pace.rest(5 * ms, Duration::ZERO), Duration::ZERO);
+        assert_eq!(pace.rest(5 * ms, ms), Duration::ZERO);
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! The keys of open slots: batch by batch, until the source lists none.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{LISTED, Mover, PATIENCE, Stall};
+use super::{Chunk, Item, LISTED, Listed, Moved, Mover, PATIENCE, Stall};
 use crate::domain::fault::{Fault, UNREACHABLE};
 use crate::domain::moving::BigKey;
 use crate::domain::moving::talk::{Answer, Key, Lane, Saying, SlotState};
@@ -16,154 +16,197 @@ const FAILURES: u32 = 3;
 
 /// What the source listed of each open slot, and did not hand over yet; a slot without any has to be
 /// listed again, until it has none.
-type Queues = BTreeMap<u16, VecDeque<Key>>;
+type Queues = BTreeMap<u16, VecDeque<Item>>;
 
 /// What goes out together: of each slot some keys.
+#[derive(Default)]
 struct Batch {
     parts: Vec<(u16, Vec<Key>)>,
+    /// What each key takes.
+    sizes: Vec<u64>,
     /// The one big key that it consists of.
     big: Option<BigKey>,
-    /// How long the source may take.
-    within: Duration,
 }
 
 impl Mover<'_> {
-    /// Opens slots at the source, and moves their keys; says whether none is left. A key that nobody
-    /// accepted keeps its slot open.
-    pub(super) async fn drain(&mut self, slots: &[u16]) -> Result<bool, Fault> {
-        let mut queues = self.give(slots).await?;
+    /// Opens slots and moves their keys; says whether none is left. A key that nobody accepted keeps its
+    /// slot open.
+    pub(super) async fn drain(&self, chunk: Chunk, moved: &mut Moved) -> Result<bool, Fault> {
+        let Chunk { slots, items: mut known, .. } = chunk;
+        let mut listed = self.open(&slots).await?;
+        let mut queues = Queues::new();
         let mut failures = 0;
+        let mut free = Instant::now();
         loop {
-            self.measure_all(&queues).await?;
-            queues.retain(|_, keys| !keys.is_empty());
+            self.queue(listed, &mut known, &mut queues).await?;
             if queues.is_empty() {
                 return Ok(true);
             }
-            let Some(batch) = self.next_batch(&mut queues) else { return Ok(false) };
-            if !self.reins.loose(batch.within) {
+            let Some(batch) = self.next_batch(&mut queues, moved) else { return Ok(false) };
+            if !self.reins.loose(batch.within()) {
                 return Ok(false);
             }
-            if let Err(fault) = self.hand_over(batch, &mut queues).await? {
-                failures += 1;
-                if failures >= FAILURES {
-                    return Err(fault);
+            listed = match self.hand_over(batch, &queues, free.elapsed(), moved).await? {
+                Ok(listed) => listed,
+                Err(fault) => {
+                    failures += 1;
+                    if failures >= FAILURES {
+                        return Err(fault);
+                    }
+                    // Nobody knows which keys went over.
+                    self.list(&queues.keys().copied().collect::<Vec<_>>()).await?
+                }
+            };
+            free = Instant::now();
+        }
+    }
+
+    /// The target takes these slots, and the source gives them: from now on no new key comes into them
+    /// there. What it lists then; a list from before would not show what was written until then.
+    async fn open(&self, slots: &[u16]) -> Result<Listed, Fault> {
+        let job = self.job;
+        let takes = |&slot: &u16| {
+            let state = SlotState::Importing(job.source.id.clone());
+            Saying::SetSlot { slot, state }
+        };
+        let asked: Vec<Saying> = slots.iter().map(takes).collect();
+        let mut moving = Vec::new();
+        for (&slot, answer) in slots.iter().zip(self.confirmed(&job.target, &asked).await?) {
+            match answer {
+                // It was moved before, but not closed everywhere.
+                Answer::Refused { message, .. } if message.contains("already the owner") => {}
+                answer => {
+                    job.target.done(answer)?;
+                    moving.push(slot);
                 }
             }
         }
-    }
-
-    /// From now on no new key comes into these slots at the source.
-    async fn give(&self, slots: &[u16]) -> Result<Queues, Fault> {
-        let job = self.job;
-        let give = |&slot: &u16| {
+        let gives = |&slot: &u16| {
             let state = SlotState::Migrating(job.target.id.clone());
             Saying::SetSlot { slot, state }
         };
-        let asked: Vec<Saying> = slots.iter().map(give).collect();
+        let asked: Vec<Saying> = moving.iter().map(gives).collect();
         for answer in self.confirmed(&job.source, &asked).await? {
             job.source.done(answer)?;
         }
-        // A list from before would not show what was written until then.
-        let listed = self.list(slots).await?;
-        Ok(listed.into_iter().map(|(slot, keys)| (slot, keys.into())).collect())
+        self.list(&moving).await
     }
 
-    async fn measure_all(&mut self, queues: &Queues) -> Result<(), Fault> {
-        let unknown = queues.values().flatten().filter(|key| !self.sizes.contains_key(*key));
-        let unknown: Vec<Key> = unknown.cloned().collect();
-        self.measure(&unknown).await
+    /// Queues what was listed; a slot of which nothing was is done.
+    async fn queue(
+        &self,
+        listed: Listed,
+        known: &mut HashMap<Key, Item>,
+        queues: &mut Queues,
+    ) -> Result<(), Fault> {
+        let mut unknown = Listed::new();
+        for (slot, keys) in listed {
+            queues.remove(&slot);
+            if keys.is_empty() {
+                continue;
+            }
+            let queue = queues.entry(slot).or_default();
+            let mut others = Vec::new();
+            for key in keys {
+                match known.remove(&key) {
+                    Some(item) => queue.push_back(item),
+                    None => others.push(key),
+                }
+            }
+            if !others.is_empty() {
+                unknown.push((slot, others));
+            }
+        }
+        for (slot, items) in self.measure(unknown).await? {
+            queues.entry(slot).or_default().extend(items);
+        }
+        Ok(())
     }
 
     /// As many keys as may go together; when only big ones are left, one of those; nothing if none
     /// of them may.
-    fn next_batch(&mut self, queues: &mut Queues) -> Option<Batch> {
-        let bytes = |key: &Key| self.sizes.get(key).map_or(0, |s| s.bytes);
-        let is_big = |slot: u16, key: &Key| self.big(slot, key).is_some();
-        let usual = queues.iter().flat_map(|(slot, keys)| keys.iter().map(|key| (*slot, key)));
-        let usual = usual.filter(|(slot, key)| !is_big(*slot, key));
-        let sizes: Vec<u64> = usual.take(LISTED as usize).map(|(_, key)| bytes(key)).collect();
-        if sizes.is_empty() {
-            return self.next_big(queues);
+    fn next_batch(&self, queues: &mut Queues, moved: &mut Moved) -> Option<Batch> {
+        let usual = queues.values().flatten().filter(|item| item.stall_ms.is_none());
+        let mut usual = usual.map(|item| item.bytes).peekable();
+        if usual.peek().is_none() {
+            return self.next_big(queues, moved);
         }
-        let mut room = self.pace.lock().unwrap_or_else(PoisonError::into_inner).share(sizes);
-        let mut parts = Vec::new();
-        for (&slot, keys) in queues.iter_mut() {
+        let mut room = self.pace.lock().unwrap_or_else(PoisonError::into_inner).share(usual);
+        let mut batch = Batch::default();
+        for (&slot, queue) in queues.iter_mut() {
             let mut part = Vec::new();
             let mut kept = VecDeque::new();
             while room > 0
-                && let Some(key) = keys.pop_front()
+                && let Some(item) = queue.pop_front()
             {
-                if is_big(slot, &key) {
-                    kept.push_back(key);
+                if item.stall_ms.is_some() {
+                    kept.push_back(item);
                 } else {
                     room -= 1;
-                    part.push(key);
+                    batch.sizes.push(item.bytes);
+                    part.push(item.key);
                 }
             }
-            keys.append(&mut kept);
+            queue.append(&mut kept);
             if !part.is_empty() {
-                parts.push((slot, part));
+                batch.parts.push((slot, part));
+            }
+            if room == 0 {
+                break;
             }
         }
-        Some(Batch { parts, big: None, within: PATIENCE })
+        Some(batch)
     }
 
-    fn next_big(&mut self, queues: &mut Queues) -> Option<Batch> {
-        let all = queues.iter().flat_map(|(slot, keys)| keys.iter().map(|key| (*slot, key)));
-        let big: Vec<(BigKey, Key)> =
-            all.filter_map(|(slot, key)| Some((self.big(slot, key)?, key.clone()))).collect();
-        let (allowed, held): (Vec<_>, Vec<_>) =
-            big.into_iter().partition(|(big, _)| self.allowed(big));
-        let Some((big, key)) = allowed.into_iter().next() else {
-            self.moved.held.extend(held.into_iter().map(|(big, _)| big));
-            return None;
-        };
-        if let Some(keys) = queues.get_mut(&big.slot) {
-            keys.retain(|k| *k != key);
+    fn next_big(&self, queues: &mut Queues, moved: &mut Moved) -> Option<Batch> {
+        let mut held = Vec::new();
+        for (&slot, queue) in queues.iter_mut() {
+            for i in 0..queue.len() {
+                let Some(big) = queue.get(i).and_then(|item| item.big(slot)) else { continue };
+                if !self.allowed(&big) {
+                    held.push(big);
+                } else if let Some(item) = queue.remove(i) {
+                    let parts = vec![(slot, vec![item.key])];
+                    return Some(Batch { parts, sizes: vec![item.bytes], big: Some(big) });
+                }
+            }
         }
-        let within = PATIENCE + Duration::from_millis(big.expected_ms.saturating_mul(4));
-        Some(Batch { parts: vec![(big.slot, vec![key])], big: Some(big), within })
+        moved.held.append(&mut held);
+        None
     }
 
     /// Sends a batch, and lists again the slots of which nothing is left. The inner error is one that
-    /// may pass: nobody knows then which keys went over, so they are listed again.
+    /// may pass. `idle` is for how long the servers had none.
     async fn hand_over(
-        &mut self,
+        &self,
         batch: Batch,
-        queues: &mut Queues,
-    ) -> Result<Result<(), Fault>, Fault> {
+        queues: &Queues,
+        idle: Duration,
+        moved: &mut Moved,
+    ) -> Result<Result<Listed, Fault>, Fault> {
         let job = self.job;
-        let count = batch.parts.iter().map(|(_, keys)| keys.len() as u64).sum::<u64>();
-        let sizes: Vec<u64> = batch
-            .parts
-            .iter()
-            .flat_map(|(_, keys)| keys)
-            .map(|key| self.sizes.remove(key).map_or(0, |s| s.bytes))
-            .collect();
+        let within = batch.within();
         // The target may take as long for a big key.
         let within_ms = batch.big.as_ref().map_or(0, |b| b.expected_ms) + MIGRATE_WITHIN_MS;
         let mut asked = Vec::new();
-        let mut listed = Vec::new();
+        let mut emptied = Vec::new();
         for (slot, keys) in batch.parts {
             let to = job.receiver.clone();
             asked.push(Saying::Migrate { to, keys, within_ms });
             if queues.get(&slot).is_none_or(VecDeque::is_empty) {
                 asked.push(Saying::ListKeys { slot, at_most: LISTED });
-                listed.push(slot);
+                emptied.push(slot);
             }
         }
         let began = Instant::now();
-        let answers = job.source.talk(job.fleet, Lane::Bulk, batch.within, &asked).await?;
+        let answers = job.source.talk(job.fleet, Lane::Bulk, within, &asked).await?;
         let wall = began.elapsed();
         let mut failed = None;
-        let mut listed = listed.into_iter();
+        let mut listed = Listed::new();
+        let mut emptied = emptied.into_iter();
         for answer in answers {
             match answer {
-                Answer::Keys(keys) => {
-                    if let Some(slot) = listed.next() {
-                        queues.insert(slot, keys.into());
-                    }
-                }
+                Answer::Keys(keys) => listed.extend(emptied.next().map(|slot| (slot, keys))),
                 Answer::Refused { code, message } if code == "IOERR" => {
                     let target = &job.target.target.address;
                     let why = format!(
@@ -176,26 +219,33 @@ impl Mover<'_> {
             }
         }
         if let Some(fault) = failed {
-            let slots: Vec<u16> = queues.keys().copied().collect();
-            for (slot, keys) in self.list(&slots).await? {
-                queues.insert(slot, keys.into());
-            }
             return Ok(Err(fault));
         }
+        let count = batch.sizes.len() as u64;
         self.tally.keys.fetch_add(count, Ordering::Relaxed);
         let left = self.tally.keys_left.load(Ordering::Relaxed).saturating_sub(count);
         self.tally.keys_left.store(left, Ordering::Relaxed);
         if let Some(key) = batch.big {
             let actual_ms = u64::try_from(wall.as_millis()).unwrap_or(u64::MAX);
-            self.moved.stalls.push(Stall { key, actual_ms });
-            return Ok(Ok(()));
+            moved.stalls.push(Stall { key, actual_ms });
+        } else {
+            let rest = {
+                let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+                pace.took(batch.sizes, wall);
+                pace.rest(wall, idle)
+            };
+            if !rest.is_zero() {
+                tokio::time::sleep(rest).await;
+            }
         }
-        let rest = {
-            let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
-            pace.took(sizes, wall);
-            pace.rest(wall)
-        };
-        tokio::time::sleep(rest).await;
-        Ok(Ok(()))
+        Ok(Ok(listed))
+    }
+}
+
+impl Batch {
+    /// How long the source may take.
+    fn within(&self) -> Duration {
+        let stall_ms = self.big.as_ref().map_or(0, |big| big.expected_ms);
+        PATIENCE + Duration::from_millis(stall_ms.saturating_mul(4))
     }
 }

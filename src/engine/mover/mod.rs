@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures::future::{join, join_all};
+use futures::future::{join, join_all, join3};
 use tokio::sync::Notify;
 
 pub use self::side::Side;
@@ -36,7 +36,7 @@ use crate::fleet::Fleet;
 /// How many short questions go out in one batch.
 const PIPELINE: usize = 1024;
 /// How many keys of a slot are looked at before it is opened.
-const LISTED: u32 = 1000;
+const LISTED: u32 = 2000;
 /// How often it is measured how long clients wait.
 const PROBE_EVERY: Duration = Duration::from_millis(25);
 /// How often a node may say that its replicas did not confirm (Valkey 8 and later), and how long to
@@ -46,6 +46,9 @@ const CONFIRM_AFTER: Duration = Duration::from_millis(200);
 
 /// How long one batch of usual keys may take, with all that goes wrong.
 pub const PATIENCE: Duration = Duration::from_millis(MIGRATE_WITHIN_MS + 4000);
+
+/// Keys that the source listed of slots.
+type Listed = Vec<(u16, Vec<Key>)>;
 
 /// What is to be moved, between whom.
 pub struct Job<'a> {
@@ -111,16 +114,16 @@ pub struct Stall {
 /// Moves as much as may be.
 pub async fn carry(job: &Job<'_>, reins: &Reins<'_>, tally: &Tally) -> Moved {
     let pace = Mutex::new(Pace::new(job.max_latency_ms));
-    let mut mover =
-        Mover { job, reins, tally, pace: &pace, sizes: HashMap::new(), moved: Moved::default() };
+    let mover = Mover { job, reins, tally, pace: &pace };
+    let mut moved = Moved::default();
     let over = Notify::new();
     let moving = async {
-        let ended = mover.run().await;
+        let ended = mover.run(&mut moved).await;
         over.notify_one();
         ended
     };
     let (ended, ()) = join(moving, probe(job, &pace, &over)).await;
-    Moved { fault: ended.err(), ..mover.moved }
+    Moved { fault: ended.err(), ..moved }
 }
 
 /// Measures how long clients wait meanwhile.
@@ -147,57 +150,95 @@ struct Mover<'a> {
     reins: &'a Reins<'a>,
     tally: &'a Tally,
     pace: &'a Mutex<Pace>,
-    /// What keys are known to take, of the chunk in hand.
-    sizes: HashMap<Key, Sized>,
-    moved: Moved,
 }
 
-/// What one key takes.
-#[derive(Debug, Clone, Copy)]
-struct Sized {
+/// A key, and what it takes.
+#[derive(Debug)]
+struct Item {
+    key: Key,
     bytes: u64,
     /// How long it stalls its node, where it is big.
     stall_ms: Option<u64>,
 }
 
+impl Item {
+    /// The key as one that is announced, if it is big.
+    fn big(&self, slot: u16) -> Option<BigKey> {
+        let expected_ms = self.stall_ms?;
+        Some(BigKey { slot, key: self.key.to_string(), bytes: self.bytes, expected_ms })
+    }
+}
+
+/// The slots that are left.
+struct Left {
+    /// With how many keys each holds.
+    keys: BTreeMap<u16, u64>,
+    open: BTreeSet<u16>,
+    /// Those with big keys come last, and alone.
+    big: Vec<u16>,
+}
+
+/// Slots that are opened together.
+#[derive(Default)]
+struct Chunk {
+    slots: Vec<u16>,
+    /// What is known of their keys.
+    items: HashMap<Key, Item>,
+    /// Slots with big keys, which are not opened yet.
+    big: Vec<u16>,
+    /// Big keys that may not move; their slots stay where they are.
+    held: Vec<BigKey>,
+}
+
+impl Left {
+    /// What is to be opened next, and whose keys have to be looked at before: what is open already cannot
+    /// wait.
+    fn next(&mut self) -> Option<(Vec<u16>, Vec<u16>)> {
+        let slots = chunk::next(&self.keys, &self.open);
+        if slots.is_empty() {
+            return self.big.pop().map(|slot| (vec![slot], vec![]));
+        }
+        let mut unknown = Vec::new();
+        for slot in &slots {
+            let keys = self.keys.remove(slot);
+            if !self.open.remove(slot) && keys.is_some_and(|keys| keys > 0) {
+                unknown.push(*slot);
+            }
+        }
+        Some((slots, unknown))
+    }
+}
+
 impl Mover<'_> {
-    async fn run(&mut self) -> Result<(), Fault> {
-        let mut left = self.count().await?;
-        let mut open = self.job.open.clone();
-        let mut last: Vec<u16> = Vec::new();
+    /// While the keys of one chunk go over, the next is weighed and the one before closed: the servers
+    /// need not wait for that.
+    async fn run(&self, moved: &mut Moved) -> Result<(), Fault> {
+        let (keys, open) = (self.count().await?, self.job.open.clone());
+        let mut left = Left { keys, open, big: Vec::new() };
+        let mut chunk = Chunk::default();
+        let mut drained = Vec::new();
         while self.reins.loose(side::SHORT) {
-            let mut slots = chunk::next(&left, &open);
-            if slots.is_empty() {
+            left.big.append(&mut chunk.big);
+            moved.held.append(&mut chunk.held);
+            let slots = chunk.slots.clone();
+            let next = left.next();
+            if slots.is_empty() && next.is_none() {
                 break;
             }
-            self.sizes.clear();
-            // What is open already cannot wait.
-            let closed =
-                |slot: &&u16| !open.contains(slot) && left.get(slot).is_some_and(|n| *n > 0);
-            let closed: Vec<u16> = slots.iter().filter(closed).copied().collect();
-            let big = self.weigh(&closed).await?;
-            for slot in &slots {
-                left.remove(slot);
-                open.remove(slot);
+            let (over, weighed, closed) =
+                join3(self.drain(chunk, moved), self.weigh(next), self.close(&drained)).await;
+            drained.clear();
+            closed?;
+            if !over? {
+                break;
             }
-            slots.retain(|slot| !big.contains_key(slot));
-            last.extend(big.into_iter().filter(|(_, may)| *may).map(|(slot, _)| slot));
-            if !self.chunk(&slots).await? {
-                return Ok(());
-            }
+            (chunk, drained) = (weighed?, slots);
         }
-        // Slots with big keys come last, and alone.
-        for slot in last {
-            self.sizes.clear();
-            if !self.reins.loose(side::SHORT) || !self.chunk(&[slot]).await? {
-                return Ok(());
-            }
-        }
-        Ok(())
+        self.close(&drained).await
     }
 
     /// How many keys the source holds in each slot.
-    async fn count(&mut self) -> Result<BTreeMap<u16, u64>, Fault> {
+    async fn count(&self) -> Result<BTreeMap<u16, u64>, Fault> {
         let slots: Vec<u16> = self.job.slots.iter().collect();
         let mut counts = BTreeMap::new();
         for some in slots.chunks(PIPELINE) {
@@ -212,25 +253,27 @@ impl Mover<'_> {
         Ok(counts)
     }
 
-    /// Looks at the keys of slots before they are opened. Gives the slots that have big ones, and
-    /// whether they may move, which they do last; one that may not stays where it is.
-    async fn weigh(&mut self, slots: &[u16]) -> Result<BTreeMap<u16, bool>, Fault> {
-        let mut found = BTreeMap::new();
-        let listed = self.list(slots).await?;
-        let all: Vec<Key> = listed.values().flatten().cloned().collect();
-        self.measure(&all).await?;
-        for (slot, keys) in &listed {
-            let big: Vec<BigKey> = keys.iter().filter_map(|key| self.big(*slot, key)).collect();
-            let held: Vec<BigKey> = big.iter().filter(|b| !self.allowed(b)).cloned().collect();
-            if !big.is_empty() {
-                found.insert(*slot, held.is_empty());
+    /// Looks at the keys of slots before they are opened.
+    async fn weigh(&self, next: Option<(Vec<u16>, Vec<u16>)>) -> Result<Chunk, Fault> {
+        let Some((slots, unknown)) = next else { return Ok(Chunk::default()) };
+        let mut chunk = Chunk { slots, ..Chunk::default() };
+        for (slot, items) in self.measure(self.list(&unknown).await?).await? {
+            let big: Vec<BigKey> = items.iter().filter_map(|item| item.big(slot)).collect();
+            if big.is_empty() {
+                chunk.items.extend(items.into_iter().map(|item| (item.key.clone(), item)));
+                continue;
             }
-            self.moved.held.extend(held);
+            chunk.slots.retain(|s| *s != slot);
+            let (_, held): (Vec<_>, Vec<_>) = big.into_iter().partition(|b| self.allowed(b));
+            if held.is_empty() {
+                chunk.big.push(slot);
+            }
+            chunk.held.extend(held);
         }
-        Ok(found)
+        Ok(chunk)
     }
 
-    async fn list(&self, slots: &[u16]) -> Result<BTreeMap<u16, Vec<Key>>, Fault> {
+    async fn list(&self, slots: &[u16]) -> Result<Listed, Fault> {
         let list = |&slot: &u16| Saying::ListKeys { slot, at_most: LISTED };
         let asked: Vec<Saying> = slots.iter().map(list).collect();
         let answers = self.ask(&self.job.source, &asked).await?;
@@ -238,39 +281,43 @@ impl Mover<'_> {
         slots.iter().zip(answers).map(keys).collect()
     }
 
-    /// Finds out what keys take, of those that it is not known of.
-    async fn measure(&mut self, keys: &[Key]) -> Result<(), Fault> {
+    /// Finds out what keys take.
+    async fn measure(&self, listed: Listed) -> Result<Vec<(u16, Vec<Item>)>, Fault> {
         let source = &self.job.source;
-        let unknown: Vec<&Key> = keys.iter().filter(|k| !self.sizes.contains_key(*k)).collect();
-        for some in unknown.chunks(PIPELINE) {
-            let size = |key: &&Key| Saying::Size { key: (*key).clone() };
-            let asked: Vec<Saying> = some.iter().map(size).collect();
-            let answers = self.ask(source, &asked).await?;
-            let mut large = Vec::new();
-            for (key, answer) in some.iter().zip(answers) {
+        let asked: Vec<Saying> = listed
+            .iter()
+            .flat_map(|(_, keys)| keys)
+            .map(|k| Saying::Size { key: k.clone() })
+            .collect();
+        let mut sizes = Vec::with_capacity(asked.len());
+        for some in asked.chunks(PIPELINE) {
+            for answer in self.ask(source, some).await? {
                 // One that is gone takes nothing.
-                let bytes = source.number(answer)?;
-                self.sizes.insert((*key).clone(), Sized { bytes, stall_ms: None });
-                if bytes >= moving::LARGE_BYTES {
-                    large.push((*key, bytes));
-                }
-            }
-            let kind = |(key, _): &(&Key, u64)| Saying::TypeOf { key: (*key).clone() };
-            let asked: Vec<Saying> = large.iter().map(kind).collect();
-            let answers = self.ask(source, &asked).await?;
-            for ((key, bytes), answer) in large.into_iter().zip(answers) {
-                let stall = moving::predicted_stall_ms(&source.text(answer)?, bytes);
-                let stall_ms = moving::is_big(stall, self.job.max_latency_ms).then_some(stall);
-                self.sizes.insert(key.clone(), Sized { bytes, stall_ms });
+                sizes.push(source.number(answer)?);
             }
         }
-        Ok(())
-    }
-
-    /// The key as one that is announced, if it is big.
-    fn big(&self, slot: u16, key: &Key) -> Option<BigKey> {
-        let Sized { bytes, stall_ms } = *self.sizes.get(key)?;
-        Some(BigKey { slot, key: key.to_string(), bytes, expected_ms: stall_ms? })
+        let mut sizes = sizes.into_iter();
+        let mut item = |key| Item { key, bytes: sizes.next().unwrap_or(0), stall_ms: None };
+        let mut items: Vec<(u16, Vec<Item>)> = listed
+            .into_iter()
+            .map(|(slot, keys)| (slot, keys.into_iter().map(&mut item).collect()))
+            .collect();
+        let mut large: Vec<&mut Item> = items
+            .iter_mut()
+            .flat_map(|(_, items)| items)
+            .filter(|item| item.bytes >= moving::LARGE_BYTES)
+            .collect();
+        let kinds: Vec<Saying> =
+            large.iter().map(|item| Saying::TypeOf { key: item.key.clone() }).collect();
+        for (item, answer) in large.iter_mut().zip(self.ask(source, &kinds).await?) {
+            // It may have gone since.
+            if answer != Answer::Nothing {
+                let stall = moving::predicted_stall_ms(&source.text(answer)?, item.bytes);
+                let is_big = moving::is_big(stall, self.job.max_latency_ms);
+                item.stall_ms = is_big.then_some(stall);
+            }
+        }
+        Ok(items)
     }
 
     /// Whether a key may stall its node for so long.
@@ -281,39 +328,11 @@ impl Mover<'_> {
         big.expected_ms <= self.job.free_stall_ms.max(accepted.saturating_mul(3) / 2)
     }
 
-    /// Opens some slots, moves their keys and closes them; says whether it came to the end.
-    async fn chunk(&mut self, slots: &[u16]) -> Result<bool, Fault> {
-        let job = self.job;
-        if slots.is_empty() {
-            return Ok(true);
-        }
-        let takes = |&slot: &u16| {
-            let state = SlotState::Importing(job.source.id.clone());
-            Saying::SetSlot { slot, state }
-        };
-        let asked: Vec<Saying> = slots.iter().map(takes).collect();
-        let answers = self.confirmed(&job.target, &asked).await?;
-        let mut moving = Vec::new();
-        for (&slot, answer) in slots.iter().zip(answers) {
-            match answer {
-                // It was moved before, but not closed everywhere.
-                Answer::Refused { message, .. } if message.contains("already the owner") => {}
-                answer => {
-                    job.target.done(answer)?;
-                    moving.push(slot);
-                }
-            }
-        }
-        if !self.drain(&moving).await? {
-            return Ok(false);
-        }
-        self.close(slots).await?;
-        self.tally.slots.fetch_add(slots.len() as u64, Ordering::Relaxed);
-        Ok(true)
-    }
-
     /// Gives slots without keys to the target: there first, then everywhere.
     async fn close(&self, slots: &[u16]) -> Result<(), Fault> {
+        if slots.is_empty() {
+            return Ok(());
+        }
         let job = self.job;
         let own = |&slot: &u16| {
             let state = SlotState::Node(job.target.id.clone());
@@ -338,6 +357,7 @@ impl Mover<'_> {
         let asked = &asked;
         let tell = |side| async move { drop(self.ask(side, asked).await) };
         join_all(job.others.iter().map(tell)).await;
+        self.tally.slots.fetch_add(slots.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 
