@@ -128,6 +128,9 @@ pub struct ClusterView {
     pub open: Vec<OpenSlot>,
     /// Health by node id as `CLUSTER SHARDS` gives it (7.0 and later).
     pub health: BTreeMap<ClusterNodeId, String>,
+    /// Jobs in which the server itself gives slots away, and which are not over (Valkey 9).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub jobs: Vec<SlotJobView>,
 }
 
 /// One line of `CLUSTER NODES`.
@@ -158,6 +161,15 @@ pub struct OpenSlot {
     /// Whether this node gives the slot away (`MIGRATING`) or takes it (`IMPORTING`).
     pub giving: bool,
     pub other: ClusterNodeId,
+}
+
+/// Slots that move as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SlotJobView {
+    #[schema(value_type = String)]
+    pub slots: SlotSet,
+    /// Who gets them; null where the server does not say.
+    pub to: Option<ClusterNodeId>,
 }
 
 /// What Reeve left on a node and must take away again; committed before the command that leaves it.

@@ -72,6 +72,7 @@ fn forgive(step: &Step, fault: Fault) -> Result<Option<Warning>, Fault> {
         | Step::BumpEpoch(_)
         | Step::FailOver(_)
         | Step::MoveSlots(_)
+        | Step::CancelSlotJobs(_)
         | Step::Leave(_) => Err(fault),
     }
 }

@@ -71,7 +71,7 @@ pub(super) async fn carry_on(
     };
     drop(moving);
     let after = course.with(&tally);
-    let progressed = (after.slots, after.keys) != (course.slots, course.keys);
+    let progressed = moved.goes_on || (after.slots, after.keys) != (course.slots, course.keys);
     if progressed {
         turn.tell(step, &after, &tally, began).await;
     }
@@ -110,6 +110,7 @@ fn job<'a>(turn: &'a Turn<'a>, step: &'a MoveSlots) -> Job<'a> {
         open,
         max_latency_ms: step.max_latency_ms,
         big: &step.big,
+        how: step.how,
         free_stall_ms: turn.engine.policy.free_pause_ms,
     }
 }

@@ -108,7 +108,10 @@ pub(super) fn settled_marks(q: &Question) -> Vec<Mark> {
 
 /// Whether a node shows none of these slots as half-way, and no step is to move them.
 fn open_slots_settled(q: &Question, node: &Address, mark: &OpenSlotsMark) -> bool {
-    let open = |v: &ClusterView| v.open.iter().any(|o| mark.slots.contains(o.slot));
+    let open = |v: &ClusterView| {
+        v.open.iter().any(|o| mark.slots.contains(o.slot))
+            || v.jobs.iter().any(|job| !job.slots.intersection(&mark.slots).is_empty())
+    };
     let needed = |step: &MoveSlots| !step.slots.intersection(&mark.slots).is_empty();
     q.seen.view(node).is_some_and(|v| !open(v)) && !moves(q).iter().any(needed)
 }

@@ -11,6 +11,7 @@
 //! It can stop between any two batches. Slots may be open then; they are marked, and whoever goes on
 //! begins with them.
 
+mod atomic;
 mod drain;
 mod side;
 
@@ -30,7 +31,7 @@ use crate::domain::moving::talk::{Answer, Key, Lane, Saying, SlotState};
 use crate::domain::moving::{self, BigKey, chunk};
 use crate::domain::node::Address;
 use crate::domain::slot::SlotSet;
-use crate::domain::step::slots::MIGRATE_WITHIN_MS;
+use crate::domain::step::slots::{MIGRATE_WITHIN_MS, MoveMethod};
 use crate::fleet::Fleet;
 
 /// How many short questions go out in one batch.
@@ -62,6 +63,7 @@ pub struct Job<'a> {
     pub max_latency_ms: u64,
     /// Keys that may stall their node although it takes long.
     pub big: &'a [BigKey],
+    pub how: MoveMethod,
     /// A stall of that many milliseconds needs nobody's consent.
     pub free_stall_ms: u64,
 }
@@ -97,6 +99,8 @@ pub struct Moved {
     pub stalls: Vec<Stall>,
     /// Big keys that nobody accepted; their slots stayed where they are.
     pub held: Vec<BigKey>,
+    /// Whether the server goes on by itself.
+    pub goes_on: bool,
     /// Why it broke off, if it did.
     pub fault: Option<Fault>,
 }
@@ -110,6 +114,11 @@ pub struct Stall {
 
 /// Moves as much as may be.
 pub async fn carry(job: &Job<'_>, reins: &Reins<'_>, tally: &Tally) -> Moved {
+    if job.how == MoveMethod::Atomic {
+        let ended = atomic::carry(job, reins, tally).await;
+        let goes_on = *ended.as_ref().unwrap_or(&false);
+        return Moved { goes_on, fault: ended.err(), ..Moved::default() };
+    }
     let pace = Mutex::new(Pace::new(job.max_latency_ms));
     let mut mover =
         Mover { job, reins, tally, pace: &pace, sizes: HashMap::new(), moved: Moved::default() };

@@ -104,6 +104,7 @@ impl Server {
             peers: table.all().map(|(id, peer)| (id.clone(), self.peer(id, peer))).collect(),
             open: open.collect(),
             health: self.health(),
+            jobs: vec![],
         }
     }
 

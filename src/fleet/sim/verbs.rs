@@ -54,6 +54,7 @@ impl Server {
             | Verb::Forget(_)
             | Verb::Failover(_)
             | Verb::BumpEpoch
+            | Verb::CancelSlotJobs
             | Verb::Confirm(_)
                 if !self.clustered =>
             {
@@ -73,6 +74,7 @@ impl Server {
                 self.table.bump_epoch();
                 Ok(())
             }
+            Verb::CancelSlotJobs => Ok(()),
             Verb::Confirm(id) if *id == self.table.my_id => Ok(()),
             Verb::Confirm(id) => {
                 let said = format!("it is {} and not {id}", self.table.my_id);

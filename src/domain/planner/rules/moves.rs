@@ -7,8 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Goal, Question, peopled, primary, shards};
 use crate::domain::node::{Address, ClusterNodeId};
-use crate::domain::observation::{ClusterView, MarkKind, Observation, OpenSlot, Report, Role};
+use crate::domain::observation::{
+    ClusterView, MarkKind, Observation, OpenSlot, Report, Role, SlotJobView,
+};
 use crate::domain::slot::SlotSet;
+use crate::domain::step::cancel::CancelSlotJobs;
 use crate::domain::step::slots::{End, MoveMethod, MoveSlots};
 use crate::domain::step::{Blocker, Step};
 use crate::domain::topology::Shard;
@@ -26,6 +29,10 @@ pub fn move_slots(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
 /// Slots that are half-way and that Reeve opened, or is to close. While a plan winds down, those at
 /// nodes that do not answer are left for a repair.
 pub fn close(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
+    let cancels = cancels(q);
+    if !cancels.is_empty() {
+        return Ok(cancels);
+    }
     let open = open_slots(q).intersection(&ours(q));
     if open.is_empty() {
         return Ok(vec![]);
@@ -38,6 +45,25 @@ pub fn close(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
     let seen = |end: &End| q.seen.report(&end.address).is_some();
     steps.retain(|s| q.goal == Goal::Converge || (seen(&s.from) && seen(&s.to)));
     Ok(steps.into_iter().map(Step::MoveSlots).collect())
+}
+
+/// Jobs of servers that Reeve began, and that are not what is wanted now.
+fn cancels(q: &Question) -> Vec<Step> {
+    let (ours, moves) = (ours(q), moves(q));
+    let wanted = |from: &Party, job: &SlotJobView| {
+        let fits = |m: &MoveSlots| {
+            m.from == from.end
+                && job.to.as_ref().is_none_or(|to| *to == m.to.id)
+                && job.slots.difference(&m.slots).is_empty()
+        };
+        q.goal == Goal::Converge && moves.iter().any(fits)
+    };
+    let stray = |p: &Party| {
+        let began = |job: &&SlotJobView| !job.slots.intersection(&ours).is_empty();
+        p.view.jobs.iter().filter(began).any(|job| !wanted(p, job))
+    };
+    let step = |p: Party| Step::CancelSlotJobs(CancelSlotJobs { node: p.end });
+    parties(q).filter(stray).map(step).collect()
 }
 
 /// Whether a shard gives all its slots away, so that its nodes must not make themselves useful
@@ -115,6 +141,7 @@ fn foreign(q: &Question) -> Result<(), Vec<Blocker>> {
     let ours = ours(q);
     let blocker = |party: Party| {
         let open: SlotSet = party.view.open.iter().map(|o| o.slot).collect();
+        let open = party.view.jobs.iter().fold(open, |all, job| all.union(&job.slots));
         let foreign = open.difference(&ours);
         (!foreign.is_empty()).then(|| Blocker {
             code: "open_slot",
