@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Goal, Question, peopled, primary, shards};
+use super::{Goal, Leaver, Question, peopled, primary, shards};
 use crate::domain::node::{Address, ClusterNodeId};
 use crate::domain::observation::{
     ClusterView, MarkKind, Observation, OpenSlot, Report, Role, SlotJobView,
@@ -66,16 +66,38 @@ fn cancels(q: &Question) -> Vec<Step> {
     parties(q).filter(stray).map(step).collect()
 }
 
-/// Whether a shard gives all its slots away, so that its nodes must not make themselves useful
-/// elsewhere before they are told.
-pub fn draining(q: &Question) -> bool {
-    let wanted: BTreeSet<_> = shards(q).iter().map(|(shard, _)| shard.id).collect();
-    let still = |(node, id): (&Address, &ClusterNodeId)| {
-        q.seen.view(node).is_none_or(|view| view.my_id == *id)
+/// The nodes of shards that give their last slot away, until all of them know that it is gone: they
+/// must not make themselves useful elsewhere for it, a primary together with its replicas.
+pub fn draining(q: &Question) -> BTreeSet<Address> {
+    if q.goal == Goal::WindDown {
+        return BTreeSet::new();
+    }
+    let moves = moves(q);
+    let people = |party: &Party| {
+        let of_shard =
+            |(shard, _): &&(Shard, SlotSet)| peopled(q, shard).members.contains(&party.end.address);
+        let members = shards(q).iter().find(of_shard).map(|(s, _)| peopled(q, s).members);
+        let leaver = q.terms.leavers.get(&party.end.address);
+        let leave = |l: &&Leaver| leaver.is_some_and(|p| p.shard == l.shard);
+        let leavers = q.terms.leavers.iter().filter(|(_, l)| leave(l)).map(|(node, _)| node);
+        members.unwrap_or_default().into_iter().chain(leavers.cloned()).collect::<Vec<_>>()
     };
-    let goes = q.terms.leavers.iter().filter(|(_, leaver)| !wanted.contains(&leaver.shard));
-    q.goal == Goal::Converge
-        && (!moves(q).is_empty() || goes.map(|(n, l)| (n, &l.identity)).any(still))
+    let mut draining = BTreeSet::new();
+    for party in parties(q) {
+        let gives = moves.iter().filter(|step| step.from == party.end);
+        let given = gives.fold(SlotSet::empty(), |all, step| all.union(&step.slots));
+        if !party.view.my_slots().difference(&given).is_empty() {
+            continue;
+        }
+        let people = people(&party);
+        let shows =
+            |v: &ClusterView| v.peers.get(&party.end.id).is_some_and(|peer| !peer.slots.is_empty());
+        let unaware = people.iter().filter_map(|node| q.seen.view(node)).any(shows);
+        if !given.is_empty() || unaware {
+            draining.extend(people);
+        }
+    }
+    draining
 }
 
 /// Every move that is left, between nodes that serve.
