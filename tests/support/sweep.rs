@@ -742,7 +742,7 @@ impl Case {
             let _ = writeln!(
                 story,
                 "    {index} at {} ms to {}: {:?}: {:?}",
-                call.at_ms, call.node, call.verb, call.outcome
+                call.at_ms, call.node, call.sent, call.outcome
             );
         }
         story

@@ -195,7 +195,7 @@ impl Bench {
     /// Writes a key as a client that is connected to this node; what the node says if it cannot be.
     pub fn put(&self, node: usize, key: &str) -> Result<(), String> {
         match &self.stage {
-            Stage::Sim(fleet, nodes) => fleet.put_on(&nodes[node], key),
+            Stage::Sim(fleet, nodes) => fleet.put_on(&nodes[node], key).map(|_| ()),
             Stage::Real { nodes, .. } => {
                 match redis_cli(nodes[node].port(), &["SET", key, "value"]) {
                     answer if answer == "OK" => Ok(()),
