@@ -178,7 +178,7 @@ impl Sweep {
         stride: usize,
     ) -> Findings {
         let mut findings = Findings::default();
-        let wrong = self.case(scenario, None, &mut findings).await;
+        let wrong = Box::pin(self.case(scenario, None, &mut findings)).await;
         if let Some(wrong) = wrong {
             findings.divergences.push(format!("{scenario:?} undisturbed: {wrong}"));
             return findings;
@@ -195,7 +195,8 @@ impl Sweep {
         for fault in faults {
             findings.cases += 1;
             let mut counted = Findings::default();
-            if let Some(wrong) = self.case(scenario, Some(fault), &mut counted).await {
+            let wrong = Box::pin(self.case(scenario, Some(fault), &mut counted)).await;
+            if let Some(wrong) = wrong {
                 findings.divergences.push(format!("{scenario:?} {fault:?}: {wrong}"));
                 // Of a mistake nothing more is asked than that it shows.
                 if self.mistake.is_some() {
