@@ -189,8 +189,8 @@ pub enum MarkKind {
     /// A cluster identity that was taken from this node by a reset, or that is to be; others may
     /// still know it.
     Identity(IdentityMark),
-    /// This node was told to take its shard over. Until some time has passed the shard is left to
-    /// rest: an election too soon after another is refused, or worse.
+    /// This node was told to take its shard over, or did so by itself. Until some time has passed the
+    /// shard is left to rest: an election too soon after another is refused, or worse.
     Hold(HoldMark),
     /// Slots that may be half-way from one node to another, since Reeve moves them.
     OpenSlots(OpenSlotsMark),
@@ -212,6 +212,9 @@ pub struct IdentityMark {
 pub struct HoldMark {
     pub shard: ShardId,
     pub until: DateTime<Utc>,
+    /// Whether the nodes elected it by themselves: then only whoever has time waits.
+    #[serde(default)]
+    pub elected: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
