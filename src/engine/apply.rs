@@ -56,6 +56,8 @@ fn forgive(step: &Step, fault: Fault) -> Result<Option<Warning>, Fault> {
         {
             Ok(None)
         }
+        // They are over already.
+        Step::CancelSlotJobs(_) if fault.message.contains("No migrations ongoing") => Ok(None),
         // Whoever does not know it need not forget it.
         Step::Forget(_) if fault.message.contains("Unknown node") => Ok(None),
         Step::RestoreSettings(_)
