@@ -16,6 +16,7 @@ mod drain;
 mod endurance;
 mod failover;
 mod fleet;
+mod fleet_converse;
 mod idempotency;
 mod instances;
 mod journal;

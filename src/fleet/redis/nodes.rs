@@ -88,7 +88,7 @@ impl Line {
     }
 }
 
-fn id(word: &str) -> Option<ClusterNodeId> {
+pub(super) fn id(word: &str) -> Option<ClusterNodeId> {
     let valid = word.len() == ID_LENGTH && word.bytes().all(|b| b.is_ascii_hexdigit());
     valid.then(|| ClusterNodeId(word.to_owned()))
 }
