@@ -328,7 +328,8 @@ impl Store {
     ) -> Result<(), StoreError> {
         let id = held.topology;
         let mut tx = self.pool.begin().await?;
-        nodes::record_sightings(&mut tx, &seen.nodes, health).await?;
+        // The topology's row before its nodes', as for a plan that ties nodes: the other way round, each
+        // could wait for the other.
         let observation = json(seen)?;
         let known = sqlx::query!(
             "UPDATE topologies SET observation = $2, observed_at = clock_timestamp() WHERE id = $1",
@@ -341,6 +342,7 @@ impl Store {
             // It was deleted while it was looked at.
             return Ok(());
         }
+        nodes::record_sightings(&mut tx, &seen.nodes, health).await?;
         if changed {
             sqlx::query!(
                 "INSERT INTO observations (topology_id, observation) VALUES ($1, $2)",
