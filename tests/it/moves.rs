@@ -45,7 +45,9 @@ async fn fill(world: &World, keys: u32) {
             names.iter().filter(|name| owned.contains(key_slot(name.as_bytes()))).collect();
         for some in mine.chunks(2000) {
             let mut batch = redis::pipe();
-            some.iter().for_each(|name| drop(batch.set(name, "x".repeat(100)).ignore()));
+            for name in some {
+                batch.set(name, "x".repeat(100)).ignore();
+            }
             let () = batch.query_async(&mut node).await.unwrap();
         }
     }
@@ -240,7 +242,9 @@ async fn a_big_key_is_announced_and_moves_only_with_consent() {
     for begin in (0..fields).step_by(10_000) {
         let mut hset = redis::cmd("HSET");
         hset.arg("big");
-        (begin..begin + 10_000).for_each(|n| drop(hset.arg(format!("field:{n}")).arg("value")));
+        for n in begin..begin + 10_000 {
+            hset.arg(format!("field:{n}")).arg("value");
+        }
         let () = hset.query_async(&mut node).await.unwrap();
     }
     let from = shard_of(&world, slot).await;

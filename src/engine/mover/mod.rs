@@ -28,7 +28,7 @@ use super::lease::Lease;
 use crate::domain::fault::{Fault, KEYS_LEFT_BEHIND};
 use crate::domain::moving::pace::Pace;
 use crate::domain::moving::talk::{Answer, Key, Lane, Saying, SlotState};
-use crate::domain::moving::{self, BigKey, chunk};
+use crate::domain::moving::{self, BigKey, KeyKind, chunk};
 use crate::domain::node::Address;
 use crate::domain::slot::SlotSet;
 use crate::domain::step::slots::{MIGRATE_WITHIN_MS, MoveMethod};
@@ -260,7 +260,7 @@ impl Mover<'_> {
                 // One that is gone takes nothing.
                 let bytes = source.number(answer)?;
                 self.sizes.insert((*key).clone(), Sized { bytes, stall_ms: None });
-                if bytes >= moving::LARGE_BYTES {
+                if moving::may_be_big(bytes, self.job.max_latency_ms) {
                     large.push((*key, bytes));
                 }
             }
@@ -268,7 +268,8 @@ impl Mover<'_> {
             let asked: Vec<Saying> = large.iter().map(kind).collect();
             let answers = self.ask(source, &asked).await?;
             for ((key, bytes), answer) in large.into_iter().zip(answers) {
-                let stall = moving::predicted_stall_ms(&source.text(answer)?, bytes);
+                let kind = KeyKind::of(&source.text(answer)?);
+                let stall = moving::predicted_stall_ms(kind, bytes);
                 let stall_ms = moving::is_big(stall, self.job.max_latency_ms).then_some(stall);
                 self.sizes.insert(key.clone(), Sized { bytes, stall_ms });
             }
