@@ -41,6 +41,8 @@ event_types! {
     PlanFailed = "plan.failed";
     PlanCancelled = "plan.cancelled";
     PlanSuperseded = "plan.superseded";
+    /// A key that stalled its node while it moved, with how long that was expected to take and took.
+    PlanBigKeyMoved = "plan.big_key_moved";
     NodeRegistered = "node.registered";
     NodeUp = "node.up";
     NodeSuspect = "node.suspect";

@@ -1,6 +1,6 @@
 //! What follows from an observation: who is primary, how each shard and the whole are doing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -124,6 +124,22 @@ pub fn has_failed(id: &ClusterNodeId, seen: &Observation) -> bool {
     let views = seen.nodes.keys().filter_map(|a| seen.view(a)).filter(|v| v.my_id != *id);
     let mut known = views.filter_map(|v| v.peers.get(id)).peekable();
     known.peek().is_some() && known.all(|p| p.failed)
+}
+
+/// Members that are dead as the cluster itself has it: they do not answer, most of the members that
+/// do show them as failed, and nobody shows them with slots.
+#[must_use]
+pub fn dead_members(layout: &Layout, seen: &Observation) -> BTreeSet<Address> {
+    let members = layout.members();
+    let views: Vec<&ClusterView> = members.iter().filter_map(|m| seen.view(m)).collect();
+    let dead = |node: &&Address| {
+        let at_node = |p: &&Peer| p.address.as_ref() == Some(*node);
+        let shown = || views.iter().filter_map(|v| v.peers.values().find(at_node));
+        seen.report(node).is_none()
+            && shown().all(|p| p.slots.is_empty())
+            && shown().filter(|p| p.failed).count() * 2 > views.len()
+    };
+    members.into_iter().filter(dead).cloned().collect()
 }
 
 /// Where a cluster node lives: by its own word, or by what others say.

@@ -4,6 +4,7 @@
 //! - [`lease`] sees that each topology is kept by one instance, and that the instances share them.
 //! - [`keeper`] is one task per topology: it looks, and hands what it saw to the plan in hand
 //!   ([`run`]), which has the planner decide and [`apply`] carry out.
+//! - [`mover`] moves the slots of a step, for a while at a time; [`moves`] tells how far it is.
 //! - [`judge`] tells faults and risks as findings, while no plan is at work.
 //! - [`restored`] notices that the database was put back to an older state.
 //! - [`watcher`] tells what a look changed: health, primaries, the past.
@@ -21,6 +22,8 @@ mod judge;
 pub mod keeper;
 pub mod lease;
 pub mod look;
+mod mover;
+mod moves;
 mod restored;
 mod run;
 pub mod tail;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -12,6 +13,8 @@ use super::hub::StepProgress;
 use super::keeper::KeepError;
 use super::lease::Lease;
 use super::look::{Cleared, LoginError, Logins};
+use super::mover::{Moved, Stall};
+use super::moves::{self, Course};
 use super::verdict;
 use super::watcher::Watch;
 use crate::clock::jitter;
@@ -19,7 +22,8 @@ use crate::domain::event::{EventType, NewEvent};
 use crate::domain::fault::{Fault, NO_REPLY, Retry};
 use crate::domain::health::Health;
 use crate::domain::id::PlanId;
-use crate::domain::intent::Intent;
+use crate::domain::intent::{Intent, failover};
+use crate::domain::moving::BigKey;
 use crate::domain::node::Address;
 use crate::domain::observation::{MarkKind, Observation};
 use crate::domain::placement::Warning;
@@ -27,7 +31,9 @@ use crate::domain::plan::{
     Plan, PlanError, PlanState, Progress, Requested, StepRecord, StepState, WaitingFor,
 };
 use crate::domain::planner::{self, Goal, Next, Question, Terms};
-use crate::domain::step::{Check, Step, StepKey, Wait};
+use crate::domain::step::slots::MoveSlots;
+use crate::domain::step::{Action, Check, Step, StepKey, Wait};
+use crate::domain::topology::Topology;
 use crate::fleet::Fence;
 use crate::store::StoreError;
 use crate::store::leases::{DATABASE_RESTORED, Held};
@@ -54,6 +60,8 @@ pub(super) struct Run {
     pub plan: PlanId,
     lease: Arc<Lease>,
     stored: StoredTopology,
+    /// What it makes: without the members that it leaves apart.
+    want: Topology,
     logins: Logins,
     /// Where nothing can still run that was sent before.
     cleared: Cleared,
@@ -62,6 +70,8 @@ pub(super) struct Run {
     /// Steps that were begun and not yet seen to be done.
     begun: BTreeMap<StepKey, Step>,
     tries: BTreeMap<StepKey, Tries>,
+    /// Moves of slots that stopped for a look: how far they were, and whether they got on last time.
+    courses: BTreeMap<StepKey, (Course, bool)>,
     /// Steps of the winding down that their nodes refuse; their marks stay for a repair.
     given_up: BTreeSet<StepKey>,
     /// Whether all nodes agreed once: a cluster forms only once, and what comes later is no reason
@@ -110,12 +120,14 @@ impl Run {
         Ok(Self {
             plan: plan.id,
             lease,
+            want: stored.wanted.without(&plan.terms.apart),
             stored,
             logins,
             cleared: Cleared::default(),
             unbegun: Some(unbegun),
             begun: begun.map(|s| (s.key, s.step)).collect(),
             tries: BTreeMap::new(),
+            courses: BTreeMap::new(),
             given_up: BTreeSet::new(),
             formed,
             moved_at: Instant::now(),
@@ -160,13 +172,8 @@ impl Run {
         let untouched = matches!(plan.intent, Intent::AcceptDrift(_));
         let goal = if winding_down || untouched { Goal::WindDown } else { Goal::Converge };
         let terms = Terms { forming: plan.terms.forming && !self.formed, ..plan.terms.clone() };
-        let asked = Question {
-            want: &self.stored.wanted,
-            seen: &seen,
-            terms: &terms,
-            policy: &engine.policy,
-            goal,
-        };
+        let asked =
+            Question { want: &self.want, seen: &seen, terms: &terms, policy: &engine.policy, goal };
         let (settled, formed) = (planner::settled_marks(&asked), planner::has_formed(&asked));
         seen.marks.retain(|m| !settled.contains(m));
         let done: Vec<StepKey> = self
@@ -182,16 +189,12 @@ impl Run {
             let step = self.begun.remove(key);
             self.formed |= matches!(step, Some(Step::AwaitAgreement(_)));
             self.tries.remove(key);
+            self.courses.remove(key);
             self.moved();
         }
         let round = Round { done, marks_cleared: settled, ..Round::default() };
-        let asked = Question {
-            want: &self.stored.wanted,
-            seen: &seen,
-            terms: &terms,
-            policy: &engine.policy,
-            goal,
-        };
+        let asked =
+            Question { want: &self.want, seen: &seen, terms: &terms, policy: &engine.policy, goal };
         let mut next = planner::next(&asked);
         if let Next::Act(steps) = &mut next {
             steps.retain(|s| !self.given_up.contains(&s.action().key()));
@@ -209,13 +212,15 @@ impl Run {
                 self.act(engine, plan, &seen, steps, round).await
             }
             Next::Wait(waits) => self.wait(engine, plan, waits, round).await,
-            Next::Converged if winding_down && is_patient(watch, &seen) => {
+            // In an emergency nobody waits.
+            Next::Converged if (winding_down || !terms.seats_only) && is_patient(watch, &seen) => {
                 self.commit(engine, plan, round).await?;
                 Ok(POLL_LAST)
             }
             Next::Converged => {
                 self.commit(engine, plan, round).await?;
-                self.finish(engine, plan).await?;
+                let other = failover::elected_another(&terms, &self.want.layout, &seen);
+                self.finish(engine, plan, other).await?;
                 Ok(Duration::ZERO)
             }
             Next::Stuck(blockers) => {
@@ -339,8 +344,15 @@ impl Run {
         }
 
         round.marks_set = due.iter().flat_map(|s| s.action().marks(seen)).collect();
-        round.begun = due;
-        let (held, within) = (self.lease.held, engine.commands_within + SPARE);
+        // What goes on where it stopped for the look is not begun again.
+        let goes_on = |s: &Step| self.courses.contains_key(&s.action().key());
+        round.begun = due.iter().filter(|s| !goes_on(s)).cloned().collect();
+        let patience = due.iter().map(|s| match s {
+            Step::MoveSlots(step) => moves::patience(step),
+            _ => Duration::ZERO,
+        });
+        let within = patience.fold(engine.commands_within, Duration::max) + SPARE;
+        let held = self.lease.held;
         let recording = Instant::now();
         engine.store.record_round(held, plan, &round, within).await?;
         self.lease.stretched(recording, within);
@@ -349,10 +361,7 @@ impl Run {
         if recording.elapsed() > STALE || !self.lease.lasts(engine.commands_within) {
             return Ok(Duration::ZERO);
         }
-        let fence = fence(held);
-        let sent =
-            round.begun.iter().map(|step| apply(&*engine.fleet, step, seen, &self.logins, fence));
-        let outcomes = join_all(sent).await;
+        let outcomes = self.carry_out(engine, plan, seen, &due).await?;
         self.moved();
         for outcome in &outcomes {
             if let Err(Fault { code, node: Some(node), .. }) = outcome
@@ -361,9 +370,16 @@ impl Run {
                 self.cleared.bar(node);
             }
         }
-        for (step, outcome) in round.begun.iter().zip(outcomes) {
+        for (step, outcome) in due.iter().zip(outcomes) {
             let key = step.action().key();
-            self.begun.insert(key.clone(), step.clone());
+            self.begun.entry(key.clone()).or_insert_with(|| step.clone());
+            // Whoever got on has failed at nothing so far.
+            if self.courses.get(&key).is_some_and(|(_, got_on)| *got_on) {
+                self.tries.remove(&key);
+                if outcome.is_ok() {
+                    continue;
+                }
+            }
             let tries = self.tries.entry(key).or_default();
             tries.count += 1;
             tries.not_before = None;
@@ -450,6 +466,72 @@ impl Run {
         Ok(pause)
     }
 
+    /// Has all steps carried out side by side, each as far as it may go in this turn.
+    async fn carry_out(
+        &mut self,
+        engine: &Engine,
+        plan: &Plan,
+        seen: &Observation,
+        due: &[Step],
+    ) -> Result<Vec<Result<Option<Warning>, Fault>>, KeepError> {
+        let fence = fence(self.lease.held);
+        let (lease, logins, halt) = (&*self.lease, &self.logins, &AtomicBool::new(false));
+        let turn = &moves::Turn { engine, plan, lease, seen, logins, fence, halt };
+        let courses = due.iter().map(|step| self.courses.remove(&step.action().key()));
+        let courses: Vec<_> = courses.map(|c| c.unwrap_or_default().0).collect();
+        let carried = due.iter().zip(courses).map(|(step, mut course)| async move {
+            match step {
+                Step::MoveSlots(step) => {
+                    let (moved, got_on) = moves::carry_on(turn, step, &mut course).await;
+                    (None, Some((moved, course, got_on)))
+                }
+                step => (Some(apply(&*engine.fleet, step, seen, logins, fence).await), None),
+            }
+        });
+        let mut outcomes = Vec::new();
+        for (step, carried) in due.iter().zip(join_all(carried).await) {
+            let (moved, course, got_on) = match carried {
+                (Some(outcome), _) => {
+                    outcomes.push(outcome);
+                    continue;
+                }
+                (None, Some(moved)) => moved,
+                (None, None) => continue,
+            };
+            self.courses.insert(step.action().key(), (course, got_on));
+            if let Step::MoveSlots(step) = step {
+                self.note(engine, plan, step, &moved).await?;
+            }
+            outcomes.push(moved.fault.map_or(Ok(None), Err));
+        }
+        Ok(outcomes)
+    }
+
+    /// Big keys: those that have moved are told, and those that nobody accepted become hazards.
+    async fn note(
+        &self,
+        engine: &Engine,
+        plan: &Plan,
+        step: &MoveSlots,
+        moved: &Moved,
+    ) -> Result<(), KeepError> {
+        let held = self.lease.held;
+        if !moved.stalls.is_empty() {
+            let events: Vec<NewEvent> = moved.stalls.iter().map(|s| told(plan, step, s)).collect();
+            engine.store.record_events(held, &events).await?;
+        }
+        if !moved.held.is_empty() {
+            let mut terms = plan.terms.clone();
+            let known = |key: &BigKey| (key.slot, key.key.clone());
+            let newer: BTreeSet<_> = moved.held.iter().map(known).collect();
+            terms.moving.big.retain(|key| !newer.contains(&known(key)));
+            terms.moving.big.extend(moved.held.iter().cloned());
+            let step = MoveSlots { big: moved.held.clone(), ..step.clone() };
+            engine.store.record_terms(held, plan, &terms, &step.hazards()).await?;
+        }
+        Ok(())
+    }
+
     async fn waits_for(
         &mut self,
         engine: &Engine,
@@ -511,7 +593,7 @@ impl Run {
         // While winding down there is nothing to fail for: what cannot be taken away now stays
         // marked, and the plan ends as it was going to.
         if is_winding_down(plan) {
-            return self.finish(engine, plan).await;
+            return self.finish(engine, plan, None).await;
         }
         let event = step.map(|step| {
             NewEvent::new(
@@ -530,8 +612,14 @@ impl Run {
         Ok(())
     }
 
-    /// Nothing is left to do: the plan ends, or pauses, as was asked.
-    async fn finish(&mut self, engine: &Engine, plan: &Plan) -> Result<(), KeepError> {
+    /// Nothing is left to do: the plan ends, or pauses, as was asked. What succeeded otherwise than it
+    /// was meant says so.
+    async fn finish(
+        &mut self,
+        engine: &Engine,
+        plan: &Plan,
+        warning: Option<Warning>,
+    ) -> Result<(), KeepError> {
         let mut to = match (&plan.error, plan.requested) {
             (Some(error), _) => {
                 let mut to = Move::to(PlanState::Failed, EventType::PlanFailed);
@@ -555,7 +643,14 @@ impl Run {
                 to.data = serde_json::json!({ "waiting_for": waiting_for });
                 to
             }
-            (None, None) => Move::to(PlanState::Succeeded, EventType::PlanSucceeded),
+            (None, None) => {
+                let mut to = Move::to(PlanState::Succeeded, EventType::PlanSucceeded);
+                if let Some(warning) = &warning {
+                    to.data = serde_json::json!({ "warnings": [warning] });
+                }
+                to.warning = warning;
+                to
+            }
         };
         if to.state.is_final() {
             let marks = engine.store.marks(plan.topology_id).await?;
@@ -568,6 +663,15 @@ impl Run {
             .increment(1);
         Ok(())
     }
+}
+
+/// A big key that has moved, with what was foretold and what it took.
+fn told(plan: &Plan, step: &MoveSlots, Stall { key, actual_ms }: &Stall) -> NewEvent {
+    let data = serde_json::json!({
+        "step": step.key(), "slot": key.slot, "key": key.key, "bytes": key.bytes,
+        "expected_ms": key.expected_ms, "actual_ms": actual_ms,
+    });
+    NewEvent::new(EventType::PlanBigKeyMoved, data).of_plan(plan.id).by("reeve")
 }
 
 fn are(nodes: &[String]) -> String {

@@ -637,6 +637,38 @@ impl Store {
         Ok(())
     }
 
+    /// Terms and hazards that carrying the plan out brought up.
+    pub async fn record_terms(
+        &self,
+        held: Held,
+        plan: &Plan,
+        terms: &Terms,
+        hazards: &[Hazard],
+    ) -> Result<(), StoreError> {
+        let mut all = plan.hazards.clone();
+        all.retain(|hazard| hazards.iter().all(|h| h.id != hazard.id));
+        all.extend(hazards.iter().cloned());
+        let mut tx = self.pool.begin().await?;
+        sqlx::query!(
+            "UPDATE plans SET terms = $2, hazards = $3 WHERE id = $1",
+            plan.id.0,
+            json(terms)?,
+            json(&all)?
+        )
+        .execute(&mut *tx)
+        .await?;
+        leases::hold(&mut tx, held, Duration::ZERO).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Tells what happened, where nothing else in the database changes with it.
+    pub async fn record_events(&self, held: Held, events: &[NewEvent]) -> Result<(), StoreError> {
+        let mut tx = self.pool.begin().await?;
+        leases::hold(&mut tx, held, Duration::ZERO).await?;
+        journal::append(&mut tx, Some(held.topology), events).await?;
+        Ok(tx.commit().await?)
+    }
+
     /// Adds a warning that carrying the plan out brought up.
     pub async fn warn(
         &self,

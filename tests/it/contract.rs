@@ -5,8 +5,8 @@
 //! world (in the simulation with a few seeds), `contract::blank_nodes::sim_7_0`, `contract::blank_nodes::redis_7_0` and so on. Where
 //! versions differ, the contract asks for the version.
 
-mod bench;
-mod cluster;
+pub mod bench;
+pub mod cluster;
 mod failover;
 mod faults;
 mod gossip;

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use crate::support::orders::{PLANS, TOPOLOGY, carry_out, refused};
 use crate::support::traffic::Traffic;
-use crate::support::until;
 use crate::support::world::World;
+use crate::support::{repeats, until};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -26,8 +26,12 @@ fn there(world: &World, zone: &str) -> Vec<String> {
     of_zone.map(|n| n["address"].as_str().unwrap().to_owned()).collect()
 }
 
+async fn topology(world: &World) -> Value {
+    world.client.get(TOPOLOGY).await.unwrap()
+}
+
 async fn primaries(world: &World) -> Vec<String> {
-    let topology = world.client.get(TOPOLOGY).await.unwrap();
+    let topology = topology(world).await;
     let shards = topology["status"]["shards"].as_array().unwrap();
     shards.iter().map(|s| s["primary"].as_str().unwrap_or("").to_owned()).collect()
 }
@@ -39,14 +43,21 @@ fn intent(kind: &str, field: &str, value: &str) -> Value {
 }
 
 async fn drained(world: &World) -> Value {
-    let topology = world.client.get(TOPOLOGY).await.unwrap();
-    topology["spec"]["overrides"]["drained"].clone()
+    topology(world).await["spec"]["overrides"]["drained"].clone()
 }
 
 #[tokio::test]
 async fn a_zone_is_drained_under_writes_and_comes_back() {
     let mut world = orders(6, 1).await;
+    let soaks = repeats() > 3;
+    let traffic = Traffic::start(&world.nodes[0].address());
+    for turn in 0..if soaks { 9 } else { 0 } {
+        let zone = ["a", "b", "c"][turn % 3];
+        carry_out(&world, &intent("drain", "zone", zone)).await;
+        carry_out(&world, &intent("undrain", "zone", zone)).await;
+    }
     let before = primaries(&world).await;
+    let version = topology(&world).await["version"].as_u64().unwrap();
     let zone = ["a", "b", "c"].into_iter().find(|z| there(&world, z).contains(&before[0])).unwrap();
     let away = there(&world, zone);
     let drain = intent("drain", "zone", zone);
@@ -56,20 +67,20 @@ async fn a_zone_is_drained_under_writes_and_comes_back() {
     assert!(codes.contains(&&json!("no_replica_outside")), "{preview:#}");
     assert_eq!(drained(&world).await, Value::Null, "a preview stores nothing");
 
-    let traffic = Traffic::start(&before[1]);
     let plan = carry_out(&world, &drain).await;
     let seen = traffic.stop();
     println!(
         "{} writes, longest gap {} ms, errors {}",
         seen.acknowledged, seen.gaps_ms[0], seen.errors
     );
-    assert!(seen.lost.is_empty() && seen.acknowledged > 50, "{seen:?}");
+    let enough = if soaks { 10_000 } else { 50 };
+    assert!(seen.lost.is_empty() && seen.acknowledged > enough, "{seen:?}");
     assert_eq!(seen.errors, json!({}), "{seen:?}");
     let kinds: Vec<_> =
         plan["steps"].as_array().unwrap().iter().map(|s| s["kind"].clone()).collect();
     assert!(kinds.iter().all(|k| k == "fail_over" || k == "await_sync"), "{kinds:?}");
     assert!(primaries(&world).await.iter().all(|p| !away.contains(p)));
-    assert_eq!(plan["to_version"], 2);
+    assert_eq!(plan["to_version"], version + 1);
     let mut sorted = away.clone();
     sorted.sort();
     let mut names: Vec<String> = serde_json::from_value(drained(&world).await).unwrap();
@@ -79,7 +90,7 @@ async fn a_zone_is_drained_under_writes_and_comes_back() {
 
     // Once more is nothing more.
     let again = carry_out(&world, &drain).await;
-    assert_eq!((&again["steps"], &again["to_version"]), (&json!([]), &json!(2)));
+    assert_eq!((&again["steps"], &again["to_version"]), (&json!([]), &plan["to_version"]));
 
     // Its nodes may go and come back: the cluster serves all the while.
     let gone: Vec<usize> = (0..6).filter(|n| away.contains(&world.nodes[*n].address())).collect();
@@ -157,5 +168,5 @@ async fn what_cannot_work_is_refused_and_touches_nothing() {
     .await;
     assert_eq!(problem.status, 409);
     assert!(format!("{:?}", problem.errors).contains("add_replica"), "{problem:?}");
-    assert_eq!(world.client.get(TOPOLOGY).await.unwrap()["version"], 2);
+    assert_eq!(topology(&world).await["version"], 2);
 }

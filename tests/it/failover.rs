@@ -6,7 +6,7 @@ use reeve::demo::servers::Signal;
 use serde_json::{Value, json};
 
 use crate::support::orders::{PLANS, carry_out, phase, refused, shards};
-use crate::support::plans::{ends, id, terminal_events};
+use crate::support::plans::{ends, id, terminal_events, waits_for};
 use crate::support::traffic::Traffic;
 use crate::support::world::World;
 use crate::support::{Dice, repeats, until};
@@ -100,6 +100,52 @@ async fn a_shard_rests_before_it_fails_back() {
     .await;
     ends(&world, &id(&again), "succeeded", SOON).await;
     assert_eq!(shards(&world).await[0].0, before[0].0, "it failed back");
+    world.check_cluster(&[]);
+}
+
+#[tokio::test]
+async fn a_shard_rests_after_an_election_too() {
+    let mut world = World::new().await;
+    world.add_nodes(6, &[("cluster-node-timeout", "2000")]).await;
+    world.create(&world.cluster("orders", 3, 1)).await;
+    let (primary, replica) = (shards(&world).await[0].0, shards(&world).await[0].1[0]);
+    world.nodes[primary].kill();
+    until("the replica is elected", SOON, async || {
+        let now = shards(&world).await[0].0;
+        if now == replica { Ok(()) } else { Err(format!("{now}")) }
+    })
+    .await;
+    world.nodes[primary].restart().await.unwrap();
+    let plan = until("it can take over", SOON, async || {
+        world.client.submit(PLANS, &failover(0), None).await.map_err(|e| e.to_string())
+    })
+    .await;
+    waits_for(&world, &id(&plan), "hold").await;
+    ends(&world, &id(&plan), "succeeded", SOON).await;
+    assert_eq!(shards(&world).await[0].0, primary);
+    world.check_cluster(&[]);
+}
+
+#[tokio::test]
+async fn a_plan_whose_shard_elected_another_says_so() {
+    let world = orders(&[], 9, 2).await;
+    carry_out(&world, &failover(0)).await;
+    let (primary, replicas) = shards(&world).await[0].clone();
+    let (named, other) = (world.nodes[replicas[0]].address(), world.nodes[replicas[1]].address());
+    let body = json!({ "intent": { "kind": "failover", "to": named } });
+    let plan = world.client.submit(PLANS, &body, None).await.unwrap();
+    waits_for(&world, &id(&plan), "hold").await;
+    world.ask(replicas[1], &["CLUSTER", "FAILOVER", "TAKEOVER"]);
+    let ended = ends(&world, &id(&plan), "succeeded", SOON).await;
+    let warning = ended["warnings"].as_array().unwrap().last().unwrap();
+    assert_eq!(warning["code"], "elected_another", "{ended:#}");
+    let message = warning["message"].as_str().unwrap();
+    assert!(message.starts_with(&other) && message.contains(&named), "{message}");
+    assert_eq!(shards(&world).await[0].0, replicas[1]);
+    let path = format!("/v1/events?plan={}&types=plan.succeeded", id(&plan));
+    let events = world.client.get(&path).await.unwrap();
+    assert_eq!(&events["items"][0]["data"]["warnings"][0], warning, "{events:#}");
+    assert_ne!(primary, replicas[1]);
     world.check_cluster(&[]);
 }
 

@@ -245,9 +245,9 @@ async fn a_frozen_node_holds_nobody_up() {
     fleet.send(&target, &[Verb::FlushAll]).await.unwrap();
 }
 
-/// Passes everything on, until a connection has sent a `CONFIG SET`: from then on it brings no more
+/// Passes everything on, until a connection has sent these words: from then on it brings no more
 /// answers, and the node does not learn that the other side hung up; as behind a dead link.
-fn deafened(node: u16) -> SocketAddr {
+pub fn deafened(node: u16, words: &'static [u8]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
@@ -261,7 +261,7 @@ fn deafened(node: u16) -> SocketAddr {
             std::thread::spawn(move || {
                 let mut buffer = [0; 65536];
                 while let Ok(count @ 1..) = client.read(&mut buffer) {
-                    if buffer[..count].windows(15).any(|part| part == b"CONFIG\r\n$3\r\nSET") {
+                    if buffer[..count].windows(words.len()).any(|part| part == words) {
                         deaf.store(true, Ordering::SeqCst);
                     }
                     upstream.write_all(&buffer[..count]).unwrap();
@@ -284,7 +284,7 @@ fn deafened(node: u16) -> SocketAddr {
 async fn a_lost_answer_is_ambiguous_and_its_connection_is_killed() {
     let node = Node::start(&[]).await;
     let fleet = fleet_with(Timeouts { send: Duration::from_millis(300), ..Timeouts::default() });
-    let target = target(&deafened(node.redis.port()).to_string());
+    let target = target(&deafened(node.redis.port(), b"CONFIG\r\n$3\r\nSET").to_string());
     // Whose last command was a CONFIG: looks end with one.
     let clients = || {
         let list = node.say(&["CLIENT", "LIST"]);

@@ -50,8 +50,12 @@ fn known(world: &World, members: &[usize]) -> Vec<usize> {
 async fn is_settled(world: &World) {
     phase(world, "steady").await;
     let repair = json!({ "intent": { "kind": "repair" } });
-    let preview = world.client.post(&format!("{PLANS}/preview"), &repair).await.unwrap();
-    assert_eq!(preview["steps"], json!([]), "{preview:#}");
+    // Nodes may doubt each other a moment longer.
+    until("a repair would do nothing", SOON, async || {
+        let preview = world.client.post(&format!("{PLANS}/preview"), &repair).await.unwrap();
+        if preview["steps"] == json!([]) { Ok(()) } else { Err(preview["steps"].to_string()) }
+    })
+    .await;
     world.check_cluster_of(shards(world).await[0].0, &[]);
 }
 
@@ -172,6 +176,59 @@ async fn a_dead_replica_is_replaced_and_stays_out_when_it_returns() {
     is_settled(&world).await;
 }
 
+/// With two hosts gone, each is replaced in its turn.
+#[tokio::test]
+async fn two_dead_replicas_are_replaced_one_after_the_other() {
+    let mut world = orders(&[], 6, 2).await;
+    let now = shards(&world).await;
+    let dead = [now[0].1[0], now[1].1[0]];
+    for node in dead {
+        world.nodes[node].kill();
+    }
+    phase(&world, "degraded").await;
+    for (turn, (old, new)) in dead.into_iter().zip([6, 7]).enumerate() {
+        let body = json!({ "intent": { "kind": "replace_node", "node": address(&world, old),
+                                       "with": node(&world, new) } });
+        // Until the cluster itself holds both for dead, the other one is waited for.
+        let plan = until("it is taken", SOON, async || {
+            world.client.submit(PLANS, &body, Some(50)).await.map_err(|e| e.to_string())
+        })
+        .await;
+        assert_eq!(plan["state"], "succeeded", "{plan:#}");
+        let left = plan["warnings"].as_array().unwrap().iter();
+        assert_eq!(left.filter(|w| w["code"] == "left_apart").count(), 1 - turn, "{plan:#}");
+        assert_eq!(shards(&world).await[turn].1, [new]);
+    }
+    let members: Vec<usize> = (0..8).filter(|n| !dead.contains(n)).collect();
+    assert_eq!(known(&world, &members), vec![6; 6]);
+    is_settled(&world).await;
+
+    // Those that never come back are given up, and what was marked of them with them.
+    let marked = async || {
+        let seen = world.client.get(&format!("{TOPOLOGY}/observation")).await.unwrap();
+        seen["marks"].as_array().unwrap().len()
+    };
+    assert!(marked().await >= 2);
+    let nodes = world.client.get("/v1/nodes").await.unwrap()["items"].clone();
+    let path = |number: usize| {
+        let of = |n: &&Value| n["address"] == address(&world, number);
+        let id = &nodes.as_array().unwrap().iter().find(of).unwrap()["id"];
+        format!("/v1/nodes/{}", id.as_str().unwrap())
+    };
+    match world.client.delete(&path(members[0]), None).await {
+        Err(ClientError::Problem(p)) => assert_eq!(p.code.as_deref(), Some("in_use")),
+        other => panic!("{other:?}"),
+    }
+    for node in dead {
+        world.client.delete(&path(node), None).await.unwrap();
+    }
+    until("no mark is left", SOON, async || {
+        let left = marked().await;
+        if left == 0 { Ok(()) } else { Err(format!("{left}")) }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn what_cannot_work_is_refused_and_touches_nothing() {
     let mut world = orders(&[], 6, 2).await;
@@ -284,31 +341,32 @@ async fn a_killed_server_and_a_frozen_node_change_nothing_about_the_end() {
     assert_eq!(known(&world, &members), vec![6; 6]);
 }
 
-/// The primary of the shard concerned dies while the plan is under way, and comes back later.
+/// The primary of the shard concerned dies or freezes while the plan is under way, and comes back
+/// later.
 #[tokio::test]
 async fn an_election_in_the_middle_is_adopted() {
     let mut dice = Dice::new(91);
-    let kinds = ["add_replica", "replace_node"];
-    for turn in 0..usize::try_from(repeats().min(10)).unwrap() {
+    for turn in 0..usize::try_from(repeats().min(12)).unwrap() {
         let mut world = orders(&[], 6, 1).await;
         let before = shards(&world).await;
         let (primary, replica) = (before[1].0, before[1].1[0]);
-        let intent = match kinds[turn % 2] {
-            "add_replica" => {
-                json!({ "kind": "add_replica", "shard": "1", "node": node(&world, 6) })
-            }
-            _ => json!({ "kind": "replace_node", "node": address(&world, replica),
-                         "with": node(&world, 6) }),
+        let (at, guest) = (|n| address(&world, n), node(&world, 6));
+        let (intent, within) = match turn % 3 {
+            0 => (json!({ "kind": "add_replica", "shard": "1", "node": guest }), 400),
+            1 => (json!({ "kind": "replace_node", "node": at(replica), "with": guest }), 400),
+            // A failover takes some ten milliseconds.
+            _ => (json!({ "kind": "drain", "node": at(primary) }), 60),
         };
+        let freezes = turn % 2 == 1;
         let plan = world.client.submit(PLANS, &json!({ "intent": intent }), None).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(dice.below(400))).await;
-        if turn % 3 == 2 {
+        tokio::time::sleep(Duration::from_millis(dice.below(within))).await;
+        if freezes {
             world.nodes[primary].signal(Signal::STOP).unwrap();
         } else {
             world.nodes[primary].kill();
         }
         tokio::time::sleep(Duration::from_secs(4)).await;
-        if turn % 3 == 2 {
+        if freezes {
             world.nodes[primary].signal(Signal::CONT).unwrap();
         } else {
             world.nodes[primary].restart().await.unwrap();
@@ -322,9 +380,7 @@ async fn an_election_in_the_middle_is_adopted() {
         .await;
         println!(
             "turn {turn}: {} {} ({})",
-            kinds[turn % 2],
-            ended["state"],
-            ended["error"]["message"]
+            intent["kind"], ended["state"], ended["error"]["message"]
         );
         if ended["state"] != "succeeded" {
             assert!(ended["error"]["message"].is_string(), "{ended:#}");
@@ -332,7 +388,11 @@ async fn an_election_in_the_middle_is_adopted() {
             ends(&world, &id(&retry), "succeeded", Duration::from_secs(60)).await;
         }
         let now = shards(&world).await;
-        assert!(now[1].0 == 6 || now[1].1.contains(&6), "{now:?}");
+        if intent["kind"] == "drain" {
+            assert_eq!(now[1], (replica, vec![primary]));
+        } else {
+            assert!(now[1].0 == 6 || now[1].1.contains(&6), "{now:?}");
+        }
         is_settled(&world).await;
     }
 }

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use crate::support::orders::{PLANS, TOPOLOGY, is_blank};
 use crate::support::plans::{ends, id};
 use crate::support::traffic::Traffic;
-use crate::support::until;
 use crate::support::world::World;
+use crate::support::{repeats, until};
 
 const SOON: Duration = Duration::from_secs(40);
 
@@ -73,16 +73,7 @@ fn number(world: &World, address: &Value) -> usize {
 async fn nodes_come_and_go_in_one_put_under_writes() {
     let world = orders(2).await;
     puts_back(&world).await;
-    let now = topology(&world).await;
-    let shards = now["status"]["shards"].as_array().unwrap();
-    let (primary, replica) = (&shards[0]["primary"], &shards[1]["replicas"][0]["address"]);
-    let (primary, replica) = (number(&world, primary), number(&world, replica));
-    let mut spec = now["spec"].clone();
-    let nodes = spec["nodes"].as_array_mut().unwrap();
-    for (old, new) in [(primary, 6), (replica, 7)] {
-        let node = nodes.iter_mut().find(|n| n["address"] == world.nodes[old].address()).unwrap();
-        node["address"] = json!(world.nodes[new].address());
-    }
+    let (spec, _) = replaced(&world, [6, 7]).await;
     let body = json!({ "intent": { "kind": "replace_spec", "spec": spec } });
     let untouched = world.untouched();
     let preview = world.client.post(&format!("{PLANS}/preview"), &body).await.unwrap();
@@ -91,21 +82,44 @@ async fn nodes_come_and_go_in_one_put_under_writes() {
     assert_eq!(kinds.iter().filter(|k| **k == "leave").count(), 2, "{kinds:?}");
     assert_eq!(untouched, world.untouched());
 
-    let traffic = Traffic::start(shards[2]["primary"].as_str().unwrap());
-    carry_out(&world, &spec).await;
+    let now = topology(&world).await;
+    let traffic = Traffic::start(now["status"]["shards"][2]["primary"].as_str().unwrap());
+    let (turns, enough) = if repeats() > 3 { (8, 10_000) } else { (1, 100) };
+    let mut blank = [6, 7];
+    for turn in 0..turns {
+        let (spec, left) = replaced(&world, blank).await;
+        carry_out(&world, &spec).await;
+        blank = left;
+        assert!(blank.into_iter().all(|node| is_blank(&world, node)));
+        let after = topology(&world).await;
+        assert_eq!((&after["spec"], &after["version"]), (&spec, &json!(turn + 2)));
+    }
     let seen = traffic.stop();
     println!(
         "{} writes, longest gap {} ms, errors {}",
         seen.acknowledged, seen.gaps_ms[0], seen.errors
     );
-    assert!(seen.lost.is_empty() && seen.acknowledged > 100, "{seen:?}");
-    assert!(is_blank(&world, primary) && is_blank(&world, replica));
-    let after = topology(&world).await;
-    assert_eq!((&after["spec"], &after["version"]), (&spec, &json!(2)));
-    world.check_cluster_of(6, &[]);
+    assert!(seen.lost.is_empty() && seen.acknowledged > enough, "{seen:?}");
+    let member = (0..8).find(|node| !blank.contains(node)).unwrap();
+    world.check_cluster_of(member, &[]);
     let free = world.client.get("/v1/nodes?unassigned=true").await.unwrap();
     assert_eq!(free["items"].as_array().unwrap().len(), 2);
     puts_back(&world).await;
+}
+
+/// The spec with these nodes in the place of a primary and of another shard's replica; and who leaves.
+async fn replaced(world: &World, comers: [usize; 2]) -> (Value, [usize; 2]) {
+    let now = topology(world).await;
+    let shards = &now["status"]["shards"];
+    let leavers = [&shards[0]["primary"], &shards[1]["replicas"][0]["address"]];
+    let leavers = leavers.map(|address| number(world, address));
+    let mut spec = now["spec"].clone();
+    let nodes = spec["nodes"].as_array_mut().unwrap();
+    for (old, new) in leavers.into_iter().zip(comers) {
+        let node = nodes.iter_mut().find(|n| n["address"] == world.nodes[old].address()).unwrap();
+        node["address"] = json!(world.nodes[new].address());
+    }
+    (spec, leavers)
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use crate::domain::slot::SlotSet;
 use crate::domain::step::command::FailoverMethod;
 use crate::domain::step::failover::votes;
 use crate::domain::succession::{best, expected, lack};
-use crate::domain::topology::{Shard, Shards, Topology};
+use crate::domain::topology::{Layout, Shard, Shards, Topology};
 use crate::domain::view;
 
 /// The terms that name the next primary. `seen` holds a fresh look at every node.
@@ -56,6 +56,22 @@ pub fn amend(
         FailoverMethod::Force | FailoverMethod::Takeover => warnings.extend(copy_of(&terms, seen)),
     }
     Ok(Amendment { spec: None, layout: now.layout.clone(), terms, warnings })
+}
+
+/// Where the nodes elected somebody else than the plan was to make primary.
+#[must_use]
+pub fn elected_another(terms: &Terms, layout: &Layout, seen: &Observation) -> Option<Warning> {
+    let told = layout.shards().into_iter().filter_map(|(shard, slots)| {
+        let seat = terms.seats.get(&shard.id).filter(|_| terms.seats_only)?;
+        let now = view::agreed_primary(shard, &slots, seen).filter(|now| *now != seat.to)?;
+        Some(format!(
+            "{now} is primary of shard {} now and {} is not: the nodes elected it themselves while the plan was under way",
+            shard.index, seat.to
+        ))
+    });
+    let told: Vec<String> = told.collect();
+    (!told.is_empty())
+        .then(|| Warning { code: "elected_another".to_owned(), message: told.join("; ") })
 }
 
 /// What the next primary has. A replica whose primary died in its first full copy may have nothing.

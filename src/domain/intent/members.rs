@@ -105,7 +105,7 @@ fn change(
         return Err(Refusal::Invalid(wrong.into_iter().map(|e| e.under("/spec")).collect()));
     }
     let fields = Fields { comer: &|_| pointer.to_owned(), goer: "/intent/node" };
-    let terms = terms(now, &spec, &rows, &fields, seen)
+    let mut terms = terms(now, &spec, &rows, &fields, seen)
         .map_err(|errors| Refusal::NodesUnfit { errors, redis: None })?;
     let shards = Shards::new(rows).map_err(|why| invalid("/intent", why.to_string()))?;
     let warnings = crowded(&spec, now, &shards);
@@ -114,7 +114,17 @@ fn change(
         return Err(Refusal::Placement(told.collect()));
     }
     let layout = Layout::Cluster { shards };
+    // Of several dead nodes each is replaced in its turn.
+    terms.apart = view::dead_members(&layout, seen);
+    let warnings = warnings.into_iter().chain(terms.apart.iter().map(left_apart)).collect();
     Ok(Amendment { spec: Some(Spec::Cluster(spec)), layout, terms, warnings })
+}
+
+fn left_apart(node: &Address) -> Warning {
+    let message = format!(
+        "{node} is dead and left as it is: replace it (replace_node) or take it out (remove_replica) next"
+    );
+    Warning { code: "left_apart".to_owned(), message }
 }
 
 /// Where a request names those who come, and those who go.

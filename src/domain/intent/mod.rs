@@ -27,6 +27,7 @@ use super::slot::SlotSet;
 use super::spec::{ClusterSpec, NodeSpec, Spec};
 use super::step::command::FailoverMethod;
 use super::topology::{Layout, Shard, Shards, Topology};
+use super::view;
 
 /// What a plan is for. A new kind is additive; a kind never changes its meaning.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -249,31 +250,36 @@ impl Intent {
         choice.map(|c| (c.address().clone(), "/intent".to_owned())).into_iter().collect()
     }
 
-    /// The nodes that it takes out or that are worked on: however they do, it may begin.
+    /// The nodes that it takes out or that are worked on, and where members are exchanged all that are
+    /// dead: however they do, it may begin.
     #[must_use]
-    pub fn apart(&self, now: &Topology) -> BTreeSet<Address> {
+    pub fn apart(&self, now: &Topology, seen: &Observation) -> BTreeSet<Address> {
         let named = |zone: &Option<String>, node: &Option<Address>| {
             drain::named(zone.as_deref(), node.as_ref(), &now.spec).unwrap_or_default()
         };
-        let node = match self {
-            Self::RemoveReplica(remove) => Some(&remove.node),
-            Self::ReplaceNode(replace) => Some(&replace.node),
-            Self::Drain(drain) => return named(&drain.zone, &drain.node),
-            Self::Undrain(undrain) => return named(&undrain.zone, &undrain.node),
+        let dead = || view::dead_members(&now.layout, seen);
+        match self {
+            Self::AddReplica(_) => dead(),
+            Self::RemoveReplica(remove) => {
+                dead().into_iter().chain([remove.node.clone()]).collect()
+            }
+            Self::ReplaceNode(replace) => {
+                dead().into_iter().chain([replace.node.clone()]).collect()
+            }
+            Self::Drain(drain) => named(&drain.zone, &drain.node),
+            Self::Undrain(undrain) => named(&undrain.zone, &undrain.node),
             Self::ReplaceSpec(replace) => {
                 let stays = |a: &Address| replace.spec.nodes().iter().any(|n| n.address == *a);
                 let gone = now.spec.nodes().iter().map(|n| &n.address).filter(|a| !stays(a));
-                return gone.cloned().collect();
+                gone.cloned().collect()
             }
             Self::Create(_)
             | Self::Repair(_)
             | Self::Revert(_)
             | Self::AcceptDrift(_)
             | Self::Dissolve(_)
-            | Self::Failover(_)
-            | Self::AddReplica(_) => None,
-        };
-        node.cloned().into_iter().collect()
+            | Self::Failover(_) => BTreeSet::new(),
+        }
     }
 
     /// The spec that is wanted from now on, where the request has one.

@@ -49,7 +49,7 @@ pub enum Saying {
     ListKeys { slot: u16, at_most: u32 },
     /// `MEMORY USAGE key SAMPLES 5`: a number of bytes, or nothing where the key is gone.
     Size { key: Key },
-    /// `TYPE`: a text.
+    /// `TYPE`: a text, or nothing where the key is gone.
     TypeOf { key: Key },
     /// `MIGRATE … REPLACE … KEYS …` with the topology's login; the keys are of one slot. Nothing
     /// where none of the keys was there.

@@ -81,6 +81,7 @@ fn blank(address: &Address, keys: u64) -> Report {
             peers: [(id, me)].into(),
             open: vec![],
             health: BTreeMap::new(),
+            jobs: vec![],
         }),
         settings: [
             ("cluster-node-timeout".to_owned(), "15000".to_owned()),

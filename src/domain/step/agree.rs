@@ -31,12 +31,15 @@ impl AwaitAgreement {
 
     /// What each node still lacks; nothing when all agree. One reason a node is enough.
     #[must_use]
-    pub fn lacking(&self, seen: &Observation) -> BTreeMap<Address, String> {
+    pub fn lacking<'a>(&self, seen: &'a Observation) -> BTreeMap<Address, String> {
         let ids: BTreeSet<&ClusterNodeId> =
             self.members.iter().filter_map(|m| seen.view(m)).map(|v| &v.my_id).collect();
         let spares: BTreeSet<&Address> = self.spares.iter().collect();
-        let idle = |view| seen.idle_in(view, &spares);
-        let model = self.members.iter().find_map(|m| seen.view(m)).map(|v| shape(v, &idle(v)));
+        let left_out = |view: &'a ClusterView| {
+            let apart = view.peers.iter().filter(|(_, p)| self.is_apart(p)).map(|(id, _)| id);
+            apart.chain(seen.idle_in(view, &spares)).collect::<BTreeSet<_>>()
+        };
+        let model = self.members.iter().find_map(|m| seen.view(m)).map(|v| shape(v, &left_out(v)));
         let mut lacking = BTreeMap::new();
         for member in &self.members {
             let why = match seen.report(member) {
@@ -44,9 +47,9 @@ impl AwaitAgreement {
                 Some(report) => match &report.cluster {
                     None => Some("does not run in cluster mode".to_owned()),
                     Some(view) => {
-                        let idle = idle(view);
-                        self.lack_of(report, view, &ids, &idle).or_else(|| {
-                            let same = Some(shape(view, &idle)) == model;
+                        let left_out = left_out(view);
+                        self.lack_of(report, view, &ids, &left_out).or_else(|| {
+                            let same = Some(shape(view, &left_out)) == model;
                             (!same)
                                 .then(|| "sees other roles or slots than the first node".to_owned())
                         })
@@ -60,16 +63,19 @@ impl AwaitAgreement {
         lacking
     }
 
+    fn is_apart(&self, peer: &Peer) -> bool {
+        peer.address.as_ref().is_some_and(|a| self.apart.contains(a))
+    }
+
     fn lack_of(
         &self,
         report: &Report,
         view: &ClusterView,
         ids: &BTreeSet<&ClusterNodeId>,
-        idle: &BTreeSet<&ClusterNodeId>,
+        left_out: &BTreeSet<&ClusterNodeId>,
     ) -> Option<String> {
         let name = |p: &Peer| p.address.as_ref().map_or("a node".to_owned(), ToString::to_string);
-        let apart = |p: &Peer| p.address.as_ref().is_some_and(|a| self.apart.contains(a));
-        let counted = || view.peers.iter().filter(|(id, p)| !apart(p) && !idle.contains(id));
+        let counted = || view.peers.iter().filter(|(id, _)| !left_out.contains(id));
         let others = || counted().filter(|(id, _)| **id != view.my_id).map(|(_, p)| p);
         let known: BTreeSet<&ClusterNodeId> =
             counted().filter(|(_, p)| !p.handshake).map(|(id, _)| id).collect();
@@ -95,12 +101,12 @@ impl AwaitAgreement {
     }
 }
 
-/// Who serves what as one node sees it, without those who are idle.
+/// Who serves what as one node sees it, without those who have no say.
 fn shape<'a>(
     view: &'a ClusterView,
-    idle: &BTreeSet<&ClusterNodeId>,
+    left_out: &BTreeSet<&ClusterNodeId>,
 ) -> Vec<(&'a ClusterNodeId, Role, Option<&'a ClusterNodeId>, &'a SlotSet)> {
-    view.signature().into_iter().filter(|(id, ..)| !idle.contains(id)).collect()
+    view.signature().into_iter().filter(|(id, ..)| !left_out.contains(id)).collect()
 }
 
 fn distinct_epochs<'a>(peers: impl Iterator<Item = &'a Peer>) -> bool {
@@ -158,7 +164,8 @@ impl Action for AwaitAgreement {
             if let Some(Sighting::Seen(report)) = world.nodes.get_mut(member) {
                 report.replication.link_up |= report.role == Role::Replica;
                 if let Some(view) = &mut report.cluster {
-                    view.peers = truth.clone();
+                    view.peers.retain(|_, p| self.is_apart(p));
+                    view.peers.extend(truth.clone());
                     view.state_ok = true;
                     view.current_epoch = view.current_epoch.max(epoch);
                 }

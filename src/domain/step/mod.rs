@@ -6,6 +6,7 @@
 
 pub mod agree;
 pub mod bump;
+pub mod cancel;
 pub mod claim;
 pub mod command;
 pub mod configure;
@@ -51,6 +52,7 @@ pub enum Step {
     FailOver(failover::FailOver),
     Leave(leave::Leave),
     MoveSlots(slots::MoveSlots),
+    CancelSlotJobs(cancel::CancelSlotJobs),
 }
 
 /// Where a step stands, judged from what was seen alone.
@@ -141,6 +143,7 @@ impl Step {
             Self::FailOver(s) => s,
             Self::Leave(s) => s,
             Self::MoveSlots(s) => s,
+            Self::CancelSlotJobs(s) => s,
         }
     }
 
@@ -163,6 +166,7 @@ impl Step {
             Self::FailOver(_) => "fail_over",
             Self::Leave(_) => "leave",
             Self::MoveSlots(_) => "move_slots",
+            Self::CancelSlotJobs(_) => "cancel_slot_jobs",
         }
     }
 }

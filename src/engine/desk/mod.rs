@@ -152,7 +152,7 @@ impl Engine {
         options: &PlanOptions,
     ) -> Result<Preview, DeskError> {
         let Forecast { steps, blockers, .. } = planner::forecast(&Question {
-            want: wanted,
+            want: &wanted.without(&amendment.terms.apart),
             seen,
             terms: &amendment.terms,
             policy: &self.policy,

@@ -282,7 +282,7 @@ impl Engine {
             | Intent::Undrain(_)
             | Intent::ReplaceSpec(_) => {}
         }
-        let apart = intent.apart(now);
+        let apart = intent.apart(now, seen);
         let differences = planner::unsettled(now, &past.former, &apart, seen, &self.policy);
         if differences.is_empty() {
             return Ok(());

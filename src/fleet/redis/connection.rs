@@ -1,4 +1,5 @@
-//! The connections to one node: one for looking and one for sending, kept for as long as they work.
+//! The connections to one node: one for looking, one for sending, and those of `lanes.rs`, kept for
+//! as long as they work.
 //!
 //! Looking and sending are apart because a server answers in order: a long `FLUSHALL` would hold up
 //! every look behind it.
@@ -6,8 +7,10 @@
 //! A connection that lost an answer is never used again. If it was sending, its command may still
 //! run, even minutes later on a frozen process; so the server's name for it (`CLIENT INFO`) is
 //! kept, and whatever connection is opened next first kills it there. Looks start over on a new
-//! connection then, so what they read cannot be overtaken by the lost command.
+//! connection then, so what they read cannot be overtaken by the lost command; and so does sending,
+//! so that a fence is one for every connection.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use std::{fmt, io};
@@ -20,6 +23,7 @@ use redis::{
 };
 use tokio::time::timeout;
 
+use super::lanes::Lanes;
 use super::reach::Reach;
 use super::value::text;
 use super::{Timeouts, fence};
@@ -33,8 +37,11 @@ use crate::fleet::{Fence, FleetError, Target};
 pub(super) struct Node {
     looking: tokio::sync::Mutex<Option<Arc<Link>>>,
     sending: tokio::sync::Mutex<Option<Link>>,
+    pub(super) lanes: Lanes,
     /// Connections of ours whose last command may still run.
     lost: Mutex<Vec<ClientName>>,
+    /// How many were lost.
+    losses: AtomicU64,
     used: Mutex<Timestamp>,
     reach: Arc<Reach>,
 }
@@ -47,6 +54,8 @@ pub(super) struct Link {
     /// On whose behalf it sends.
     fence: Option<Fence>,
     name: Option<ClientName>,
+    /// How many connections had been lost when it was opened, all of which it has killed.
+    losses: u64,
     /// Learned by the first look. It cannot change while the connection lasts.
     pub facts: OnceLock<Facts>,
 }
@@ -74,8 +83,8 @@ pub(super) enum Lost {
 
 impl Node {
     pub fn new(now: Timestamp, reach: Arc<Reach>) -> Self {
-        let (looking, sending) = Default::default();
-        Self { looking, sending, lost: Mutex::default(), used: Mutex::new(now), reach }
+        let (looking, sending, lanes, lost, losses) = Default::default();
+        Self { looking, sending, lanes, lost, losses, used: Mutex::new(now), reach }
     }
 
     pub fn touch(&self, now: Timestamp) {
@@ -94,7 +103,8 @@ impl Node {
         times: &Timeouts,
     ) -> Result<(Arc<Link>, bool), FleetError> {
         let mut slot = self.looking.lock().await;
-        if let Some(link) = slot.as_ref().filter(|link| link.login == target.login) {
+        let fits = |link: &&Arc<Link>| link.login == target.login && self.knows_all_losses(link);
+        if let Some(link) = slot.as_ref().filter(fits) {
             return Ok((link.clone(), false));
         }
         let link = Arc::new(self.open(target, times.connect).await?);
@@ -110,7 +120,8 @@ impl Node {
 
     /// What the last look learned, if its connection is still there.
     pub async fn facts(&self) -> Option<Facts> {
-        self.looking.lock().await.as_ref()?.facts.get().copied()
+        let slot = self.looking.lock().await;
+        slot.as_ref().filter(|link| self.knows_all_losses(link))?.facts.get().copied()
     }
 
     /// Sends commands, one batch at a time, and reads all answers; where `identity` is given, only
@@ -129,23 +140,13 @@ impl Node {
         self.make_ready(&mut slot, target, times).await?;
         let Some(link) = slot.as_ref() else { return Err(unreachable(target, "no connection")) };
         if let Some(identity) = identity {
-            let mut who = redis::pipe();
-            who.cmd("CLUSTER").arg("MYID");
-            let said =
-                link.ask(&who, times.look).await.map_err(|lost| unreachable(target, lost))?;
-            let said = said.first().and_then(text).unwrap_or_default();
-            if said != identity {
-                let message = format!("it is {said} and not {identity}");
-                let (node, code) = (target.address.clone(), ANOTHER_NODE.to_owned());
-                return Err(FleetError::Rejected { node, code, message });
-            }
+            link.confirm(target, identity, times.look).await?;
         }
         match link.ask(commands, within).await {
             Ok(replies) => Ok(replies),
             Err(lost) => {
-                self.abandon(&mut slot).await;
-                let (node, message) = (target.address.clone(), lost.to_string());
-                Err(FleetError::Ambiguous { node, message })
+                slot.take().into_iter().for_each(|link| self.abandon(&link));
+                Err(ambiguous(target, &lost))
             }
         }
     }
@@ -168,25 +169,35 @@ impl Node {
         // An idle connection may have died unnoticed: try it while nothing is at stake. Its answer
         // also says that nothing sent before on it is still to come.
         if let Some(link) = slot.as_ref() {
-            let same = link.login == target.login && link.fence == target.fence;
-            if same && link.ping(times.look).await.is_ok() {
+            let fits = link.is_of(target) && self.knows_all_losses(link);
+            if fits && link.ping(times.look).await.is_ok() {
                 return Ok(());
             }
-            self.abandon(slot).await;
+            slot.take().into_iter().for_each(|link| self.abandon(&link));
         }
+        *slot = Some(self.take_over(target, times).await?);
+        Ok(())
+    }
+
+    /// A new connection on behalf of the target's holder.
+    pub async fn take_over(&self, target: &Target, times: &Timeouts) -> Result<Link, FleetError> {
         let link = self.open(target, times.connect).await?;
         if let Some(fence) = target.fence {
             fence::take_over(&link, target, fence, times.look).await?;
         }
-        *slot = Some(link);
-        Ok(())
+        Ok(link)
     }
 
-    /// Drops the connection for sending and makes sure that the next look starts on a new one.
-    async fn abandon(&self, sending: &mut Option<Link>) {
-        let name = sending.take().and_then(|link| link.name);
-        self.lost.lock().unwrap_or_else(PoisonError::into_inner).extend(name);
-        *self.looking.lock().await = None;
+    /// Counts a connection as lost: the next look, and whatever is sent next, starts on a new one,
+    /// which kills it.
+    pub fn abandon(&self, link: &Link) {
+        // The name comes first: whoever knows of the loss then also finds whom to kill.
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).extend(link.name.clone());
+        self.losses.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn knows_all_losses(&self, link: &Link) -> bool {
+        link.losses == self.losses.load(Ordering::SeqCst)
     }
 
     async fn open(&self, target: &Target, within: Duration) -> Result<Link, FleetError> {
@@ -218,6 +229,7 @@ impl Node {
         {
             return Err(rejected(target, error));
         }
+        let losses = self.losses.load(Ordering::SeqCst);
         let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for client in &lost {
             let mut kill = redis::cmd("CLIENT");
@@ -229,7 +241,7 @@ impl Node {
         left.retain(|client| !lost.contains(client));
         let name = text(&who).and_then(|who| ClientName::parse(&who));
         let (login, fence) = (target.login.clone(), target.fence);
-        Ok(Link { connection, login, fence, name, facts: OnceLock::new() })
+        Ok(Link { connection, login, fence, name, losses, facts: OnceLock::new() })
     }
 }
 
@@ -243,6 +255,33 @@ impl Link {
             Ok(Err(error)) => Err(Lost::Broken(words(&error))),
             Err(_) => Err(Lost::Late(within)),
         }
+    }
+
+    /// Whether it was opened with the target's login, for its holder.
+    pub fn is_of(&self, target: &Target) -> bool {
+        self.login == target.login && self.fence == target.fence
+    }
+
+    /// Asks whether the node is the one that is meant.
+    pub async fn confirm(
+        &self,
+        target: &Target,
+        identity: &str,
+        within: Duration,
+    ) -> Result<(), FleetError> {
+        let mut who = redis::pipe();
+        who.cmd("CLUSTER").arg("MYID");
+        let said = self.ask(&who, within).await.map_err(|lost| unreachable(target, lost))?;
+        if let Some(Value::ServerError(error)) = said.first() {
+            return Err(rejected(target, error));
+        }
+        let said = said.first().and_then(text).unwrap_or_default();
+        if said == identity {
+            return Ok(());
+        }
+        let message = format!("it is {said} and not {identity}");
+        let (node, code) = (target.address.clone(), ANOTHER_NODE.to_owned());
+        Err(FleetError::Rejected { node, code, message })
     }
 
     async fn ping(&self, within: Duration) -> Result<(), Lost> {
@@ -292,6 +331,10 @@ pub(super) fn unreachable(target: &Target, message: impl fmt::Display) -> FleetE
     FleetError::Unreachable { node: target.address.clone(), message: message.to_string() }
 }
 
+pub(super) fn ambiguous(target: &Target, lost: &Lost) -> FleetError {
+    FleetError::Ambiguous { node: target.address.clone(), message: lost.to_string() }
+}
+
 pub(super) fn rejected(target: &Target, error: &ServerError) -> FleetError {
     let message = error.details().unwrap_or_else(|| error.code());
     FleetError::Rejected {
@@ -303,7 +346,7 @@ pub(super) fn rejected(target: &Target, error: &ServerError) -> FleetError {
 
 /// A server that does not know a command repeats what it was given, passwords as well and perhaps
 /// cut short.
-fn without_secrets(message: &str, target: &Target) -> String {
+pub(super) fn without_secrets(message: &str, target: &Target) -> String {
     let message = message.split(", with args beginning with").next().unwrap_or_default();
     [&target.login, &target.replication]
         .into_iter()

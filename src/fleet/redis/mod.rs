@@ -5,8 +5,10 @@
 //! granted, and an answer that did not come is told apart from a command that was never sent.
 
 mod connection;
+mod converse;
 mod fence;
 mod info;
+mod lanes;
 mod look;
 mod nodes;
 mod reach;
@@ -42,7 +44,7 @@ pub struct Timeouts {
     /// For the answers to a look.
     pub look: Duration,
     /// For the answers to commands. One that takes longer is not lost: its node is barred until it
-    /// answers again.
+    /// answers again. What is said while slots move names its own time.
     pub send: Duration,
 }
 
@@ -148,8 +150,12 @@ impl Fleet for RedisFleet {
     fn converse<'a>(
         &'a self,
         talk: &'a Talk<'a>,
-        _sayings: &'a [Saying],
+        sayings: &'a [Saying],
     ) -> BoxFuture<'a, Result<Vec<Answer>, FleetError>> {
-        async move { Err(unreachable(talk.target, "not there yet")) }.boxed()
+        async move {
+            let node = self.node(&talk.target.address);
+            converse::converse(&node, talk, sayings, &self.timeouts).await
+        }
+        .boxed()
     }
 }

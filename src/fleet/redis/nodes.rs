@@ -34,6 +34,7 @@ pub(super) fn view(
         open: me.open.clone(),
         peers: lines.iter().map(|line| (line.id.clone(), line.peer.clone())).collect(),
         health,
+        jobs: vec![],
     })
 }
 
@@ -88,7 +89,7 @@ impl Line {
     }
 }
 
-fn id(word: &str) -> Option<ClusterNodeId> {
+pub(super) fn id(word: &str) -> Option<ClusterNodeId> {
     let valid = word.len() == ID_LENGTH && word.bytes().all(|b| b.is_ascii_hexdigit());
     valid.then(|| ClusterNodeId(word.to_owned()))
 }

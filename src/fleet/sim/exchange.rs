@@ -121,6 +121,9 @@ impl World {
         let (node, now) = (&target.address, self.now);
         let Some(server) = self.servers.get_mut(node) else { return Ok(Answer::Done) };
         let result = match sent {
+            Sent::Verb(Verb::CancelSlotJobs) | Sent::Saying(Saying::CancelSlotJobs) => {
+                self.cancel_slot_jobs(node).map(|()| Answer::Done)
+            }
             Sent::Verb(verb) => server.execute(verb, target, now).map(|()| Answer::Done),
             Sent::Saying(Saying::SetSlot { slot, state }) => {
                 let (slot, state) = (*slot, state.clone());
@@ -136,9 +139,6 @@ impl World {
                 self.migrate_slots(node, slots, to).map(|()| Answer::Done)
             }
             Sent::Saying(Saying::SlotJobs) => self.slot_jobs(node),
-            Sent::Saying(Saying::CancelSlotJobs) => {
-                self.cancel_slot_jobs(node).map(|()| Answer::Done)
-            }
             Sent::Saying(Saying::RestoreFunctions(dump)) => {
                 server.restore_functions(dump).map(|()| Answer::Done)
             }

@@ -8,6 +8,7 @@ use super::verbs::Refusal;
 use super::world::World;
 use crate::domain::moving::talk::{Answer, JobState, SlotJob};
 use crate::domain::node::{Address, ClusterNodeId, Flavor};
+use crate::domain::observation::SlotJobView;
 use crate::domain::slot::SlotSet;
 
 /// What a job takes at least.
@@ -109,6 +110,15 @@ impl World {
         let me = End::of(server);
         let mine = self.jobs.iter().filter(|job| job.source == me || job.target == me);
         Ok(Answer::Jobs(mine.map(|job| job.seen_from(&me)).collect()))
+    }
+
+    /// What a node gives away by itself, now.
+    pub fn given_away(&self, at: &Address) -> Vec<SlotJobView> {
+        let Some(me) = self.servers.get(at).map(End::of) else { return vec![] };
+        let mine = self.jobs.iter().filter(|job| job.runs() && job.source == me);
+        let view =
+            |job: &Job| SlotJobView { slots: job.slots.clone(), to: Some(job.target.id.clone()) };
+        mine.map(view).collect()
     }
 
     pub fn cancel_slot_jobs(&mut self, at: &Address) -> Result<(), Refusal> {

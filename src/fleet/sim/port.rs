@@ -137,8 +137,14 @@ impl World {
         }
         let replicas = self.servers.values().filter(|s| s.is_running() && s.sync.is_up());
         let replicas = replicas.filter(|s| s.upstream().as_ref() == Some(&target.address)).count();
+        let jobs = self.given_away(&target.address);
         let report = self.servers.get(&target.address).map(|server| {
-            server.report(target, ask, self.now, u32::try_from(replicas).unwrap_or(u32::MAX))
+            let replicas = u32::try_from(replicas).unwrap_or(u32::MAX);
+            let mut report = server.report(target, ask, self.now, replicas);
+            if let Some(view) = &mut report.cluster {
+                view.jobs = jobs;
+            }
+            report
         });
         End::With(report.ok_or_else(|| refused(&target.address)))
     }

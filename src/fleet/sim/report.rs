@@ -111,6 +111,7 @@ impl Server {
             peers: table.all().map(|(id, peer)| (id.clone(), self.peer(id, peer))).collect(),
             open,
             health: self.health(),
+            jobs: vec![],
         }
     }
 

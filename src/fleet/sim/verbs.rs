@@ -55,6 +55,7 @@ impl Server {
             | Verb::Forget(_)
             | Verb::Failover(_)
             | Verb::BumpEpoch
+            | Verb::CancelSlotJobs
             | Verb::Confirm(_)
                 if !self.clustered =>
             {
@@ -74,6 +75,7 @@ impl Server {
                 self.table.bump_epoch();
                 Ok(())
             }
+            Verb::CancelSlotJobs => Ok(()),
             Verb::Confirm(id) if *id == self.table.my_id => Ok(()),
             Verb::Confirm(id) => {
                 let said = format!("it is {} and not {id}", self.table.my_id);

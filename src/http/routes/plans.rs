@@ -281,6 +281,7 @@ impl PreviewView {
             | Step::AwaitSync(_)
             | Step::BumpEpoch(_)
             | Step::FailOver(_)
+            | Step::CancelSlotJobs(_)
             | Step::Leave(_) => None,
         });
         let slots = slots.fold(SlotSet::empty(), |all, s| all.union(&s)).count();

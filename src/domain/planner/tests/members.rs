@@ -8,7 +8,7 @@ use proptest::sample::Index;
 use super::dissolve::made;
 use super::*;
 use crate::domain::intent::{
-    AddReplicaIntent, Amendment, FailoverIntent, NodeChoice, RemoveReplicaIntent,
+    AddReplicaIntent, Amendment, FailoverIntent, Intent, NodeChoice, RemoveReplicaIntent,
     ReplaceNodeIntent, failover, members,
 };
 use crate::domain::observation::MarkKind;
@@ -105,6 +105,68 @@ proptest! {
                 prop_assert_eq!(primary, seat.to.clone());
             }
         }
+    }
+}
+
+/// Whoever is dead shows so with all others.
+fn bury(seen: &mut Observation, node: &Address) {
+    let id = seen.view(node).unwrap().my_id.clone();
+    super::drain::silence(seen, node);
+    let others: Vec<Address> = seen
+        .nodes
+        .keys()
+        .filter(|a| seen.view(a).is_some_and(|v| v.peers.contains_key(&id)))
+        .cloned()
+        .collect();
+    for other in &others {
+        change(seen, other, |r| {
+            r.cluster.as_mut().unwrap().peers.get_mut(&id).unwrap().failed = true;
+        });
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Two dead replicas are replaced one after the other, and neither is waited for.
+    #[test]
+    fn the_dead_are_replaced_one_by_one(
+        spec in specs(), keys in 0u64..2, first in any::<Index>(), second in any::<Index>(),
+    ) {
+        let (mut now, mut seen) = made(&spec, keys);
+        let leading = super::drift::primaries(&now, &seen);
+        let replicas = now.layout.members().into_iter().filter(|m| !leading.contains(m));
+        let mut replicas: Vec<Address> = replicas.cloned().collect();
+        prop_assume!(replicas.len() > 1);
+        let first = replicas.remove(first.index(replicas.len()));
+        let second = second.get(&replicas).clone();
+        bury(&mut seen, &first);
+        bury(&mut seen, &second);
+        let policy = Policy::default();
+        for (n, dead, left) in [(200, &first, Some(&second)), (201, &second, None)] {
+            let new = node(n, "z");
+            let sighting = Sighting::Seen(Box::new(blank(&new.address, 0)));
+            seen.nodes.insert(new.address.clone(), sighting);
+            let intent = ReplaceNodeIntent { node: dead.clone(), with: NodeChoice::New(new) };
+            let apart = Intent::ReplaceNode(intent.clone()).apart(&now, &seen);
+            let left_apart: BTreeSet<Address> = left.cloned().into_iter().collect();
+            prop_assert_eq!(unsettled(&now, &BTreeSet::new(), &apart, &seen, &policy), vec![]);
+            let amendment = members::replace_node(&intent, &now, &seen).unwrap();
+            prop_assert_eq!(&amendment.terms.apart, &left_apart);
+            let want = amended(&now, &amendment);
+            let thinned = want.without(&left_apart);
+            let plan = forecast(&ask(&thinned, &seen, &amendment.terms, &policy));
+            prop_assert_eq!(&plan.blockers, &vec![]);
+            for step in &plan.steps {
+                let nodes = step.step.action().nodes();
+                prop_assert!(nodes.iter().all(|n| seen.report(n).is_some()), "{}", step.key);
+            }
+            // Once it is back it may tell the others of who was replaced meanwhile.
+            let forgotten = |m: &Mark| m.node == *dead && m.what.identity().is_some();
+            prop_assert!(plan.world.marks.iter().any(forgotten));
+            (now, seen) = (want, plan.world);
+        }
+        prop_assert_eq!(super::drift::differences(&now, &seen), Vec::<String>::new());
     }
 }
 
