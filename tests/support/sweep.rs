@@ -225,7 +225,7 @@ impl Sweep {
             Fault::Command(index, way) => Fault::Command(commands + index, way),
             look @ Fault::Look(..) => look,
         });
-        let done = case.operate(scenario, fault).await;
+        let done = Box::pin(case.operate(scenario, fault)).await;
         counted.commands = case.sim.calls().len() as u64 - commands;
         counted.looks = case.sim.looks() - case.looks_before;
         let wrong = match done {

@@ -3,7 +3,7 @@
 
 use super::calls::{CallFault, CallOutcome, CallRecord, HELD_MS, Line, Sent};
 use super::handover::name_of;
-use super::keys::Change;
+use super::keys::{Change, Value};
 use super::port::{End, rejected};
 use super::server::{Life, Server};
 use super::table::Ms;
@@ -150,8 +150,12 @@ impl World {
                 let keys = server.keys_in(*slot).take(at_most);
                 Ok(Answer::Keys(keys.map(|key| Key(key.clone().into_bytes())).collect()))
             }
-            Sent::Saying(Saying::Size { key }) => server.size(key),
-            Sent::Saying(Saying::TypeOf { key }) => server.type_of(key),
+            Sent::Saying(Saying::Size { key }) => {
+                server.tell_of(key, |value| Answer::Number(value.bytes))
+            }
+            Sent::Saying(Saying::TypeOf { key }) => {
+                server.tell_of(key, |_| Answer::Text("string".to_owned()))
+            }
             Sent::Saying(Saying::Ping) => Ok(Answer::Done),
             Sent::Saying(Saying::DumpFunctions) => server.dump_functions(),
         };
@@ -203,17 +207,15 @@ impl World {
 }
 
 impl Server {
-    fn size(&self, key: &Key) -> Result<Answer, Refusal> {
+    /// What is told of a key. Of one that is to be asked for elsewhere, the port says that it is not
+    /// there.
+    fn tell_of(&self, key: &Key, tell: impl Fn(Value) -> Answer) -> Result<Answer, Refusal> {
         let key = name_of(key);
-        self.serves(key_slot(key.as_bytes()), &key, false)?;
-        Ok(self.value(&key).map_or(Answer::Nothing, |value| Answer::Number(value.bytes)))
-    }
-
-    fn type_of(&self, key: &Key) -> Result<Answer, Refusal> {
-        let key = name_of(key);
-        self.serves(key_slot(key.as_bytes()), &key, false)?;
-        let kind = if self.value(&key).is_some() { "string" } else { "none" };
-        Ok(Answer::Text(kind.to_owned()))
+        match self.serves(key_slot(key.as_bytes()), &key, false) {
+            Ok(()) => Ok(self.value(&key).map_or(Answer::Nothing, tell)),
+            Err(refusal) if refusal.code == "ASK" => Ok(Answer::Nothing),
+            Err(refusal) => Err(refusal),
+        }
     }
 
     fn knows_functions(&self) -> Result<(), Refusal> {
