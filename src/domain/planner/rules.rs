@@ -178,9 +178,18 @@ fn members<'a>(q: &Question<'a>) -> Vec<&'a Address> {
 fn primary(q: &Question, shard: &Shard, slots: &SlotSet) -> Option<Address> {
     match q.terms.primaries.get(&shard.id) {
         Some(pinned) => Some(pinned.clone()),
-        None => agreed_primary(&peopled(q, shard), slots, q.seen)
-            .or_else(|| q.terms.founders.get(&shard.id).cloned()),
+        // While nobody of a new shard serves anything, each of its nodes is as good a primary.
+        None if !serves(q, shard) && q.terms.founders.contains_key(&shard.id) => {
+            q.terms.founders.get(&shard.id).cloned()
+        }
+        None => agreed_primary(&peopled(q, shard), slots, q.seen),
     }
+}
+
+/// Whether some member of a shard serves slots.
+fn serves(q: &Question, shard: &Shard) -> bool {
+    let views = shard.members.iter().filter_map(|m| q.seen.view(m));
+    views.into_iter().any(|v| !v.my_slots().is_empty())
 }
 
 /// The shard with those that are to leave it.

@@ -60,6 +60,8 @@ pub struct Job<'a> {
     pub slots: SlotSet,
     /// Those of them that are half-way already.
     pub open: BTreeSet<u16>,
+    /// Those of them of which the target does not know that they are the source's.
+    pub estranged: BTreeSet<u16>,
     pub max_latency_ms: u64,
     /// Keys that may stall their node although it takes long.
     pub big: &'a [BigKey],
@@ -297,6 +299,7 @@ impl Mover<'_> {
         if slots.is_empty() {
             return Ok(true);
         }
+        self.acquaint(slots).await?;
         let takes = |&slot: &u16| {
             let state = SlotState::Importing(job.source.id.clone());
             Saying::SetSlot { slot, state }
@@ -320,6 +323,22 @@ impl Mover<'_> {
         self.close(slots).await?;
         self.tally.slots.fetch_add(slots.len() as u64, Ordering::Relaxed);
         Ok(true)
+    }
+
+    /// After a failover of the source, a target that takes slots from the old one counts them as
+    /// nobody's: before Valkey 8 it serves nothing then, and refuses their keys, until it is told
+    /// whose they are.
+    async fn acquaint(&self, slots: &[u16]) -> Result<(), Fault> {
+        let job = self.job;
+        let asked: Vec<Saying> = slots
+            .iter()
+            .filter(|slot| job.estranged.contains(slot))
+            .map(|&slot| Saying::SetSlot { slot, state: SlotState::Node(job.source.id.clone()) })
+            .collect();
+        for answer in self.confirmed(&job.target, &asked).await? {
+            job.target.done(answer)?;
+        }
+        Ok(())
     }
 
     /// Gives slots without keys to the target: there first, then everywhere.
