@@ -42,6 +42,9 @@ pub const ROLE_CHANGED: &str = "role_changed";
 /// A slot has moved although its old owner still holds keys of it.
 pub const KEYS_LEFT_BEHIND: &str = "keys_left_behind";
 
+/// A server gave up moving slots as a whole.
+pub const SLOT_JOB_FAILED: &str = "slot_job_failed";
+
 impl Fault {
     #[must_use]
     pub fn new(code: &str, message: impl Into<String>, node: &Address) -> Self {
@@ -51,9 +54,9 @@ impl Fault {
     #[must_use]
     pub fn retry(&self) -> Retry {
         match self.code.as_str() {
-            UNREACHABLE | NO_REPLY | ANOTHER_NODE | ROLE_CHANGED | "FENCED" | "CLUSTERDOWN"
-            | "MOVED" | "ASK" | "TRYAGAIN" | "LOADING" | "BUSY" | "MASTERDOWN" | "NOREPLICAS"
-            | "NOMASTERLINK" | "INPROG" => Retry::Later,
+            UNREACHABLE | NO_REPLY | ANOTHER_NODE | ROLE_CHANGED | SLOT_JOB_FAILED | "FENCED"
+            | "CLUSTERDOWN" | "MOVED" | "ASK" | "TRYAGAIN" | "LOADING" | "BUSY" | "MASTERDOWN"
+            | "NOREPLICAS" | "NOMASTERLINK" | "INPROG" => Retry::Later,
             _ => Retry::Never,
         }
     }
@@ -84,6 +87,9 @@ impl Fault {
             }
             ANOTHER_NODE => {
                 "Another node answers at this address than the one that was looked at. Find out which process listens there, then retry the plan."
+            }
+            SLOT_JOB_FAILED => {
+                "The slots are where they were. See what the message names (memory of the target, a failover, the link between the nodes), then retry the plan."
             }
             ROLE_CHANGED => "Retry the plan: it looks again who is primary.",
             KEYS_LEFT_BEHIND => {

@@ -128,6 +128,9 @@ pub struct ClusterView {
     pub open: Vec<OpenSlot>,
     /// Health by node id as `CLUSTER SHARDS` gives it (7.0 and later).
     pub health: BTreeMap<ClusterNodeId, String>,
+    /// Jobs in which the server itself gives slots away, and which are not over (Valkey 9).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub jobs: Vec<SlotJobView>,
 }
 
 /// One line of `CLUSTER NODES`.
@@ -160,6 +163,15 @@ pub struct OpenSlot {
     pub other: ClusterNodeId,
 }
 
+/// Slots that move as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SlotJobView {
+    #[schema(value_type = String)]
+    pub slots: SlotSet,
+    /// Who gets them; null where the server does not say.
+    pub to: Option<ClusterNodeId>,
+}
+
 /// What Reeve left on a node and must take away again; committed before the command that leaves it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 pub struct Mark {
@@ -177,8 +189,8 @@ pub enum MarkKind {
     /// A cluster identity that was taken from this node by a reset, or that is to be; others may
     /// still know it.
     Identity(IdentityMark),
-    /// This node was told to take its shard over. Until some time has passed the shard is left to
-    /// rest: an election too soon after another is refused, or worse.
+    /// This node was told to take its shard over, or did so by itself. Until some time has passed the
+    /// shard is left to rest: an election too soon after another is refused, or worse.
     Hold(HoldMark),
     /// Slots that may be half-way from one node to another, since Reeve moves them.
     OpenSlots(OpenSlotsMark),
@@ -200,6 +212,9 @@ pub struct IdentityMark {
 pub struct HoldMark {
     pub shard: ShardId,
     pub until: DateTime<Utc>,
+    /// Whether the nodes elected it by themselves: then only whoever has time waits.
+    #[serde(default)]
+    pub elected: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]

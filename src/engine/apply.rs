@@ -56,6 +56,8 @@ fn forgive(step: &Step, fault: Fault) -> Result<Option<Warning>, Fault> {
         {
             Ok(None)
         }
+        // They are over already.
+        Step::CancelSlotJobs(_) if fault.message.contains("No migrations ongoing") => Ok(None),
         // Whoever does not know it need not forget it.
         Step::Forget(_) if fault.message.contains("Unknown node") => Ok(None),
         Step::RestoreSettings(_)
@@ -72,6 +74,7 @@ fn forgive(step: &Step, fault: Fault) -> Result<Option<Warning>, Fault> {
         | Step::BumpEpoch(_)
         | Step::FailOver(_)
         | Step::MoveSlots(_)
+        | Step::CancelSlotJobs(_)
         | Step::Leave(_) => Err(fault),
     }
 }

@@ -71,7 +71,7 @@ pub(super) async fn carry_on(
     };
     drop(moving);
     let after = course.with(&tally);
-    let progressed = (after.slots, after.keys) != (course.slots, course.keys);
+    let progressed = moved.goes_on || (after.slots, after.keys) != (course.slots, course.keys);
     if progressed {
         turn.tell(step, &after, &tally, began).await;
     }
@@ -91,6 +91,11 @@ fn job<'a>(turn: &'a Turn<'a>, step: &'a MoveSlots) -> Job<'a> {
     let views = ends.iter().filter_map(|end| seen.view(&end.address));
     let open = views.flat_map(|v| &v.open).map(|o| o.slot);
     let open: BTreeSet<u16> = open.filter(|slot| step.slots.contains(*slot)).collect();
+    let shown = |id: &ClusterNodeId| {
+        let peer = seen.view(&step.to.address).and_then(|v| v.peers.get(id));
+        peer.map(|p| p.slots.clone()).unwrap_or_default()
+    };
+    let known = shown(&step.from.id).union(&shown(&step.to.id));
     let primary = |a: &&Address| {
         seen.report(a).is_some_and(|r| r.role == Role::Primary)
             && ends.iter().all(|e| e.address != **a)
@@ -108,8 +113,10 @@ fn job<'a>(turn: &'a Turn<'a>, step: &'a MoveSlots) -> Job<'a> {
         others,
         slots: step.left(seen),
         open,
+        estranged: step.left(seen).difference(&known).iter().collect(),
         max_latency_ms: step.max_latency_ms,
         big: &step.big,
+        how: step.how,
         free_stall_ms: turn.engine.policy.free_pause_ms,
     }
 }

@@ -16,7 +16,8 @@ use crate::domain::event::{EventType, NewEvent};
 use crate::domain::health::{Health, MISSES_UNTIL_DOWN};
 use crate::domain::id::ShardId;
 use crate::domain::node::Address;
-use crate::domain::observation::{Observation, Sighting};
+use crate::domain::observation::{Mark, Observation, Sighting};
+use crate::domain::step::failover::{rest, rests};
 use crate::domain::view;
 use crate::fleet::Ask;
 use crate::store::StoreError;
@@ -36,8 +37,9 @@ pub struct Watch {
     primaries: BTreeMap<ShardId, Address>,
     covered: Option<bool>,
     written: Option<(Instant, String)>,
-    /// Events that the journal has not taken yet.
+    /// Events that the journal has not taken yet, and marks that go with them.
     pending: Vec<NewEvent>,
+    rests: Vec<Mark>,
 }
 
 /// The health of some nodes, and how many looks in a row each has missed.
@@ -106,6 +108,7 @@ impl Watch {
         }
         if let Some((_, seen)) = engine.store.observation(stored.wanted.id, None).await? {
             watch.note_shape(stored, &seen);
+            watch.rests.clear();
             watch.seen = Some(Arc::new(seen));
         }
         Ok(watch)
@@ -124,6 +127,8 @@ impl Watch {
         // While a topology is made, primaries appear and slots are not covered yet: no news.
         if stored.created {
             self.pending.extend(shape);
+        } else {
+            self.rests.clear();
         }
         engine.remember(stored.wanted.id, seen.clone());
         self.seen = Some(seen.clone());
@@ -136,9 +141,10 @@ impl Watch {
         let due = (changed && age >= WRITE_AT_MOST) || age >= WRITE_AT_LEAST;
         if due || !self.pending.is_empty() {
             let health = &self.health.health;
-            let id = stored.wanted.id;
-            engine.store.record_look(held, id, &seen, health, changed, &self.pending).await?;
+            let (events, marks) = (&self.pending, &self.rests);
+            engine.store.record_look(held, &seen, health, changed, marks, events).await?;
             self.pending.clear();
+            self.rests.clear();
             self.written = Some((Instant::now(), fingerprint));
         }
         Ok(())
@@ -151,6 +157,9 @@ impl Watch {
             let Some(now) = &shard.primary else { continue };
             let before = self.primaries.insert(shard.id, now.clone());
             if let Some(before) = before.filter(|b| b != now) {
+                // One that Reeve had a hand in rests already.
+                let elected = seen.report(now).filter(|r| rests(shard.id, r, seen).is_none());
+                self.rests.extend(elected.map(|r| rest(shard.id, now, r, true)));
                 let at = crate::clock::now();
                 events.push(NewEvent::new(
                     EventType::PrimaryChanged,

@@ -13,7 +13,7 @@ use crate::domain::observation::{Mark, MarkKind};
 pub async fn set(
     tx: &mut Transaction<'_, Postgres>,
     topology: TopologyId,
-    plan: PlanId,
+    plan: Option<PlanId>,
     marks: &[Mark],
 ) -> Result<(), StoreError> {
     for mark in marks {
@@ -24,7 +24,7 @@ pub async fn set(
             mark.node.to_string(),
             key(mark),
             json(mark)?,
-            plan.0
+            plan.map(|p| p.0)
         )
         .execute(&mut **tx)
         .await?;

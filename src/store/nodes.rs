@@ -256,23 +256,39 @@ impl Store {
         self.node(id).await
     }
 
-    /// Forgets a node that no topology names.
+    /// Forgets a node that no topology names, with the marks on it.
     pub async fn delete_node(&self, id: NodeId, events: &[NewEvent]) -> Result<(), StoreError> {
         let mut tx = self.pool.begin().await?;
-        let done = sqlx::query!("DELETE FROM nodes WHERE id = $1", id.0).execute(&mut *tx).await;
-        match done {
+        // One that was taken out while it was down is kept for its marks alone.
+        sqlx::query!(
+            "DELETE FROM topology_nodes tn USING nodes n, topologies t, topology_versions v
+             WHERE tn.node_id = $1 AND tn.kind = 'data' AND n.id = $1 AND n.health = 'down'
+               AND t.id = tn.topology_id AND v.topology_id = t.id AND v.version = t.version
+               AND NOT v.spec -> 'nodes' @> jsonb_build_array(jsonb_build_object('address', n.address))
+               AND NOT EXISTS (SELECT 1 FROM plans p WHERE p.topology_id = t.id
+                               AND p.state IN ('queued', 'running', 'paused'))",
+            id.0
+        )
+        .execute(&mut *tx)
+        .await?;
+        let deleted =
+            sqlx::query_scalar!("DELETE FROM nodes WHERE id = $1 RETURNING address", id.0)
+                .fetch_optional(&mut *tx)
+                .await;
+        let address = match deleted {
             Err(error) if violated(&error) == Some("topology_nodes_node_id_fkey") => {
                 return Err(Refusal::InUse(
-                    "the node belongs to a topology; remove it there first".to_owned(),
+                    "the node belongs to a topology; remove it there first. One that was removed while it did not answer is given up when it is down and no plan is active; one that is back is taken out by repair".to_owned(),
                 )
                 .into());
             }
             Err(error) => return Err(error.into()),
-            Ok(done) if done.rows_affected() == 0 => {
+            Ok(None) => {
                 return Err(Refusal::NotFound { kind: "node", name: id.to_string() }.into());
             }
-            Ok(_) => {}
-        }
+            Ok(Some(address)) => address,
+        };
+        sqlx::query!("DELETE FROM marks WHERE node = $1", address).execute(&mut *tx).await?;
         journal::append(&mut tx, None, events).await?;
         Ok(tx.commit().await?)
     }

@@ -209,7 +209,7 @@ impl Store {
         .await?;
         let begun: Vec<&Step> = round.begun.iter().collect();
         upsert(&mut tx, plan.id, &begun, true).await?;
-        marks::set(&mut tx, plan.topology_id, plan.id, &round.marks_set).await?;
+        marks::set(&mut tx, plan.topology_id, Some(plan.id), &round.marks_set).await?;
         marks::clear(&mut tx, plan.topology_id, &round.marks_cleared).await?;
         let mut done = done;
         done.sort_by_key(|r| r.position);

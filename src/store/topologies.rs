@@ -9,12 +9,12 @@ use sqlx::{Postgres, Transaction};
 use super::leases::{self, Held};
 use super::nodes::NewNode;
 use super::plans::NewPlan;
-use super::{Store, StoreError, document, journal, json, nodes, plans, violated};
+use super::{Store, StoreError, document, journal, json, marks, nodes, plans, violated};
 use crate::domain::event::{EventType, NewEvent};
 use crate::domain::health::Health;
 use crate::domain::id::{PlanId, TopologyId};
 use crate::domain::node::{Address, Labels};
-use crate::domain::observation::Observation;
+use crate::domain::observation::{Mark, Observation};
 use crate::domain::refusal::{FieldError, Refusal};
 use crate::domain::spec::Spec;
 use crate::domain::topology::Topology;
@@ -315,19 +315,21 @@ impl Store {
         Ok(tx.commit().await?)
     }
 
-    /// Keeps what was seen, as part of the past too where it `changed`, with the events that tell
-    /// of it.
+    /// Keeps what was seen, as part of the past too where it `changed`, with the marks that follow
+    /// from it and the events that tell of it.
     pub async fn record_look(
         &self,
         held: Held,
-        id: TopologyId,
         seen: &Observation,
         health: &BTreeMap<Address, Health>,
         changed: bool,
+        marks: &[Mark],
         events: &[NewEvent],
     ) -> Result<(), StoreError> {
+        let id = held.topology;
         let mut tx = self.pool.begin().await?;
-        nodes::record_sightings(&mut tx, &seen.nodes, health).await?;
+        // The topology's row before its nodes', as for a plan that ties nodes: the other way round, each
+        // could wait for the other.
         let observation = json(seen)?;
         let known = sqlx::query!(
             "UPDATE topologies SET observation = $2, observed_at = clock_timestamp() WHERE id = $1",
@@ -340,6 +342,7 @@ impl Store {
             // It was deleted while it was looked at.
             return Ok(());
         }
+        nodes::record_sightings(&mut tx, &seen.nodes, health).await?;
         if changed {
             sqlx::query!(
                 "INSERT INTO observations (topology_id, observation) VALUES ($1, $2)",
@@ -356,6 +359,7 @@ impl Store {
             .execute(&mut *tx)
             .await?;
         }
+        marks::set(&mut tx, id, None, marks).await?;
         leases::hold(&mut tx, held, Duration::ZERO).await?;
         journal::append(&mut tx, Some(id), events).await?;
         Ok(tx.commit().await?)

@@ -10,6 +10,7 @@ pub mod cluster;
 mod failover;
 mod faults;
 mod gossip;
+mod moving;
 mod replicas;
 mod single;
 
@@ -82,6 +83,20 @@ contracts! {
     failover::voters_are_asked_twice,
     failover::given_up,
     failover::bumped,
+    moving::slot_states,
+    moving::moved,
+    moving::opened_the_wrong_way,
+    moving::closed_too_early,
+    moving::closed_at_the_source_first,
+    moving::the_source_fails_over,
+    moving::the_target_fails_over,
+    moving::the_last_slot,
+    moving::the_last_slot_given_away,
+    moving::a_target_that_hangs,
+    moving::a_full_target,
+    moving::functions,
+    moving::slot_jobs,
+    moving::whoever_is_spoken_to,
     faults::frozen,
     faults::killed,
     faults::fenced,

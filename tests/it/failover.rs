@@ -104,6 +104,29 @@ async fn a_shard_rests_before_it_fails_back() {
 }
 
 #[tokio::test]
+async fn a_shard_rests_after_an_election_too() {
+    let mut world = World::new().await;
+    world.add_nodes(6, &[("cluster-node-timeout", "2000")]).await;
+    world.create(&world.cluster("orders", 3, 1)).await;
+    let (primary, replica) = (shards(&world).await[0].0, shards(&world).await[0].1[0]);
+    world.nodes[primary].kill();
+    until("the replica is elected", SOON, async || {
+        let now = shards(&world).await[0].0;
+        if now == replica { Ok(()) } else { Err(format!("{now}")) }
+    })
+    .await;
+    world.nodes[primary].restart().await.unwrap();
+    let plan = until("it can take over", SOON, async || {
+        world.client.submit(PLANS, &failover(0), None).await.map_err(|e| e.to_string())
+    })
+    .await;
+    waits_for(&world, &id(&plan), "hold").await;
+    ends(&world, &id(&plan), "succeeded", SOON).await;
+    assert_eq!(shards(&world).await[0].0, primary);
+    world.check_cluster(&[]);
+}
+
+#[tokio::test]
 async fn a_plan_whose_shard_elected_another_says_so() {
     let world = orders(&[], 9, 2).await;
     carry_out(&world, &failover(0)).await;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::slice;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -133,7 +134,7 @@ async fn a_slot_moves(world: World) {
         Saying::CountKeys { slot: 0 },
         Saying::Size { key: gone.clone() },
         Saying::TypeOf { key: gone.clone() },
-        pair.migrate(&[gone.clone()]),
+        pair.migrate(slice::from_ref(&gone)),
         Saying::TypeOf { key: binary.clone() },
         Saying::Size { key: binary.clone() },
     ];

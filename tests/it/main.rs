@@ -23,6 +23,7 @@ mod interrupted;
 mod journal;
 mod lifecycle;
 mod members;
+mod moves;
 mod openapi;
 mod outage;
 mod put;

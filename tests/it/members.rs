@@ -50,8 +50,12 @@ fn known(world: &World, members: &[usize]) -> Vec<usize> {
 async fn is_settled(world: &World) {
     phase(world, "steady").await;
     let repair = json!({ "intent": { "kind": "repair" } });
-    let preview = world.client.post(&format!("{PLANS}/preview"), &repair).await.unwrap();
-    assert_eq!(preview["steps"], json!([]), "{preview:#}");
+    // Nodes may doubt each other a moment longer.
+    until("a repair would do nothing", SOON, async || {
+        let preview = world.client.post(&format!("{PLANS}/preview"), &repair).await.unwrap();
+        if preview["steps"] == json!([]) { Ok(()) } else { Err(preview["steps"].to_string()) }
+    })
+    .await;
     world.check_cluster_of(shards(world).await[0].0, &[]);
 }
 
@@ -198,6 +202,31 @@ async fn two_dead_replicas_are_replaced_one_after_the_other() {
     let members: Vec<usize> = (0..8).filter(|n| !dead.contains(n)).collect();
     assert_eq!(known(&world, &members), vec![6; 6]);
     is_settled(&world).await;
+
+    // Those that never come back are given up, and what was marked of them with them.
+    let marked = async || {
+        let seen = world.client.get(&format!("{TOPOLOGY}/observation")).await.unwrap();
+        seen["marks"].as_array().unwrap().len()
+    };
+    assert!(marked().await >= 2);
+    let nodes = world.client.get("/v1/nodes").await.unwrap()["items"].clone();
+    let path = |number: usize| {
+        let of = |n: &&Value| n["address"] == address(&world, number);
+        let id = &nodes.as_array().unwrap().iter().find(of).unwrap()["id"];
+        format!("/v1/nodes/{}", id.as_str().unwrap())
+    };
+    match world.client.delete(&path(members[0]), None).await {
+        Err(ClientError::Problem(p)) => assert_eq!(p.code.as_deref(), Some("in_use")),
+        other => panic!("{other:?}"),
+    }
+    for node in dead {
+        world.client.delete(&path(node), None).await.unwrap();
+    }
+    until("no mark is left", SOON, async || {
+        let left = marked().await;
+        if left == 0 { Ok(()) } else { Err(format!("{left}")) }
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -179,7 +179,7 @@ impl Sweep {
         stride: usize,
     ) -> Findings {
         let mut findings = Findings::default();
-        let wrong = self.case(scenario, None, &mut findings).await;
+        let wrong = Box::pin(self.case(scenario, None, &mut findings)).await;
         if let Some(wrong) = wrong {
             findings.divergences.push(format!("{scenario:?} undisturbed: {wrong}"));
             return findings;
@@ -196,7 +196,8 @@ impl Sweep {
         for fault in faults {
             findings.cases += 1;
             let mut counted = Findings::default();
-            if let Some(wrong) = self.case(scenario, Some(fault), &mut counted).await {
+            let wrong = Box::pin(self.case(scenario, Some(fault), &mut counted)).await;
+            if let Some(wrong) = wrong {
                 findings.divergences.push(format!("{scenario:?} {fault:?}: {wrong}"));
                 // Of a mistake nothing more is asked than that it shows.
                 if self.mistake.is_some() {
@@ -224,7 +225,7 @@ impl Sweep {
             Fault::Command(index, way) => Fault::Command(commands + index, way),
             look @ Fault::Look(..) => look,
         });
-        let done = case.operate(scenario, fault).await;
+        let done = Box::pin(case.operate(scenario, fault)).await;
         counted.commands = case.sim.calls().len() as u64 - commands;
         counted.looks = case.sim.looks() - case.looks_before;
         let wrong = match done {
@@ -337,7 +338,7 @@ impl Case {
                 self.turn().await?;
             }
             let plan = self.plan.ok_or("no plan")?;
-            self.engine.cancel_plan(plan, "sweep").await.map_err(|e| e.to_string())?;
+            self.engine.cancel_plan(plan, "sweep").await.map_err(told)?;
             self.drive_until(None, PlanState::Cancelled).await?;
         }
         Ok(())
@@ -401,7 +402,7 @@ impl Case {
                 }
                 Some(Ok(None)) => return Ok(()),
                 Some(Err(KeepError::Store(StoreError::Moved(_)))) => {}
-                Some(Err(error)) => return Err(format!("a turn failed: {error}")),
+                Some(Err(error)) => return Err(format!("a turn failed: {}", told(error))),
             }
             if self.plan().await?.state.is_final() {
                 return Ok(());
@@ -435,7 +436,7 @@ impl Case {
         sqlx::query_as("SELECT id, type FROM events ORDER BY id")
             .fetch_all(self.store.pool())
             .await
-            .map_err(|e| e.to_string())
+            .map_err(told)
     }
 
     async fn create(&mut self) -> Result<(), String> {
@@ -446,7 +447,7 @@ impl Case {
             reset_nodes: false,
             options: options(BTreeSet::new()),
         };
-        let plan = self.engine.create(&request, "sweep").await.map_err(|e| e.to_string())?;
+        let plan = self.engine.create(&request, "sweep").await.map_err(told)?;
         self.topology = Some(plan.topology_id);
         self.plan = Some(plan.id);
         Ok(())
@@ -488,7 +489,7 @@ impl Case {
         };
         let flushes = self.nodes.iter().map(|n| format!("flush:{n}")).collect();
         let submitted = self.engine.submit(&self.name, &intent, &options(flushes), "sweep").await;
-        self.plan = Some(submitted.map_err(|e| e.to_string())?.id);
+        self.plan = Some(submitted.map_err(told)?.id);
         Ok(())
     }
 
@@ -500,7 +501,7 @@ impl Case {
     }
 
     async fn replace_two(&mut self) -> Result<Intent, String> {
-        let stored = self.store.topology(&self.name).await.map_err(|e| e.to_string())?;
+        let stored = self.store.topology(&self.name).await.map_err(told)?;
         let primary = self.first(true)?;
         let shards = stored.wanted.layout.shards();
         let other = shards.iter().find(|(shard, _)| !shard.members.contains(&primary));
@@ -571,7 +572,7 @@ impl Case {
 
     async fn plan(&self) -> Result<Plan, String> {
         let plan = self.plan.ok_or("no plan")?;
-        self.store.plan(plan).await.map_err(|e| e.to_string())
+        self.store.plan(plan).await.map_err(told)
     }
 
     /// One turn of the keeper, or of the one that follows a keeper that dies in it.
@@ -580,7 +581,7 @@ impl Case {
         deaths.mark_unchanged();
         if self.mistake == Some(Mistake::LateMarks) {
             let now = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(self.store.pool());
-            self.turn_began = Some(now.await.map_err(|e| e.to_string())?);
+            self.turn_began = Some(now.await.map_err(told)?);
         }
         let keeper = match &mut self.keeper {
             Some(keeper) => keeper,
@@ -605,7 +606,7 @@ impl Case {
             }
             Ok(None) => Ok(()),
             Err(KeepError::Store(StoreError::Moved(_))) => Ok(()),
-            Err(error) => Err(format!("a turn failed: {error}")),
+            Err(error) => Err(format!("a turn failed: {}", told(error))),
         }
     }
 
@@ -632,7 +633,7 @@ impl Case {
         self.sim.advance(AFTERWARDS_MS);
         let plan = self.plan().await?;
         let topology = self.topology.ok_or("no topology")?;
-        let mut marks = self.store.marks(topology).await.map_err(|e| e.to_string())?;
+        let mut marks = self.store.marks(topology).await.map_err(told)?;
         // A shard rests longer than its plan; the watch forgets it when that is over.
         marks.retain(|m| !matches!(m.what, MarkKind::Hold(_)));
         ensure(marks.is_empty(), || format!("marks are left: {marks:?}"))?;
@@ -684,7 +685,7 @@ impl Case {
 
     /// What is drained serves nothing.
     async fn check_drained(&self) -> Result<(), String> {
-        let stored = self.store.topology(&self.name).await.map_err(|e| e.to_string())?;
+        let stored = self.store.topology(&self.name).await.map_err(told)?;
         let Spec::Cluster(spec) = stored.wanted.spec else { return Err("no cluster".into()) };
         ensure(spec.overrides.drained.len() == 3, || format!("{:?}", spec.overrides))?;
         for node in &spec.overrides.drained {
@@ -700,7 +701,7 @@ impl Case {
                 .bind(plan.topology_id.0)
                 .fetch_all(self.store.pool())
                 .await
-                .map_err(|e| e.to_string())?;
+                .map_err(told)?;
         for (i, (_, seq)) in rows.iter().enumerate() {
             ensure(*seq == i as i64 + 1, || format!("seq {seq} at place {}", i + 1))?;
         }
@@ -711,19 +712,18 @@ impl Case {
         .bind(plan.id.0)
         .fetch_all(self.store.pool())
         .await
-        .map_err(|e| e.to_string())?;
+        .map_err(told)?;
         ensure(ends.len() == 1, || format!("the plan ended as {ends:?}"))
     }
 
     async fn check_cluster(&self, topology: TopologyId) -> Result<(), String> {
-        let stored = self.store.topology_by_id(topology).await.map_err(|e| e.to_string())?;
+        let stored = self.store.topology_by_id(topology).await.map_err(told)?;
         let wanted = stored.ok_or("the topology is gone")?.wanted;
         let mut seen = Observation::default();
         for node in self.nodes.iter().chain([&self.guest, &self.second]) {
             let target =
                 Target { address: node.clone(), login: None, replication: None, fence: None };
-            let report =
-                self.sim.look(&target, &Ask::default()).await.map_err(|e| e.to_string())?;
+            let report = self.sim.look(&target, &Ask::default()).await.map_err(told)?;
             seen.nodes.insert(node.clone(), Sighting::Seen(Box::new(report)));
         }
         let left =
@@ -742,7 +742,7 @@ impl Case {
             let _ = writeln!(
                 story,
                 "    {index} at {} ms to {}: {:?}: {:?}",
-                call.at_ms, call.node, call.verb, call.outcome
+                call.at_ms, call.node, call.sent, call.outcome
             );
         }
         story
@@ -760,10 +760,21 @@ impl Case {
 }
 
 async fn keeper(engine: &Arc<Engine>, store: &Store) -> Result<Keeper, String> {
-    let taken = store.take(engine.me.id, 1, TTL).await.map_err(|e| e.to_string())?;
+    let taken = store.take(engine.me.id, 1, TTL).await.map_err(told)?;
     let held = *taken.first().ok_or("no lease to take")?;
     let lease = Arc::new(Lease::new(held, Instant::now(), TTL));
     Ok(Keeper::new(engine.clone(), lease))
+}
+
+/// An error with what caused it.
+fn told(error: impl std::error::Error) -> String {
+    let mut told = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let _ = write!(told, ": {error}");
+        cause = error.source();
+    }
+    told
 }
 
 /// A shard rests for four times the node timeout after a failover, and every poll of that is a turn.

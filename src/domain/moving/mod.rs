@@ -3,6 +3,7 @@
 
 pub mod chunk;
 pub mod pace;
+pub mod survey;
 pub mod talk;
 
 use serde::{Deserialize, Serialize};
@@ -20,21 +21,55 @@ pub struct BigKey {
     pub expected_ms: u64,
 }
 
-/// How long a node stands still while it gives a key away, in milliseconds: 30 ms a MiB for what has
-/// many small parts, 2 ms a MiB for a string (measured on Redis 7.0; a hash of a million fields, 61
-/// MiB, took 1.85 s).
-#[must_use]
-pub fn predicted_stall_ms(kind: &str, bytes: u64) -> u64 {
-    let per_mib = if kind == "string" { 2 } else { 30 };
-    bytes.saturating_mul(per_mib) / (1024 * 1024)
+/// What a plan is expected to take and move; null where that is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct Estimate {
+    /// For moving the slots; what comes before and after it is not counted.
+    pub seconds: Option<f64>,
+    /// Slots that move, or that are given to nodes for the first time.
+    pub slots: Option<u64>,
+    /// Keys in slots that move.
+    pub keys: Option<u64>,
+    /// Memory that these keys take, from a sample.
+    pub bytes: Option<u64>,
 }
 
-/// Whether a key stalls its node for so much longer than a batch may that it is announced, and moves
-/// alone.
+/// What the time that a key's move takes depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyKind {
+    /// One piece of memory, copied as it is.
+    Text,
+    /// Many elements, each written and read by itself.
+    Collection,
+}
+
+impl KeyKind {
+    /// By the answer to `TYPE`.
+    #[must_use]
+    pub fn of(name: &str) -> Self {
+        if name == "string" { Self::Text } else { Self::Collection }
+    }
+}
+
+/// How long a node is expected to stand still while a key moves, in milliseconds.
+#[must_use]
+pub fn predicted_stall_ms(kind: KeyKind, bytes: u64) -> u64 {
+    let per_megabyte = match kind {
+        KeyKind::Text => 2,
+        KeyKind::Collection => 30,
+    };
+    bytes.saturating_mul(per_megabyte).div_ceil(1_000_000)
+}
+
+/// Whether a stall is too long for a key to go with others, so that it is announced and moved alone.
 #[must_use]
 pub fn is_big(stall_ms: u64, max_latency_ms: u64) -> bool {
     stall_ms > max_latency_ms.saturating_mul(4)
 }
 
-/// From this size on a key's type is asked for, since it decides how long it takes.
-pub const LARGE_BYTES: u64 = 256 * 1024;
+/// Whether a key may be big, so that its type is asked for.
+#[must_use]
+pub fn may_be_big(bytes: u64, max_latency_ms: u64) -> bool {
+    is_big(predicted_stall_ms(KeyKind::Collection, bytes), max_latency_ms)
+}

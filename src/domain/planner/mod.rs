@@ -351,7 +351,6 @@ pub fn ahead_of_record(pending: &[Step], seen: &Observation) -> Vec<StepKey> {
         | Step::SetTemporary(_)
         | Step::ClaimSlots(_)
         | Step::Leave(_)
-        | Step::MoveSlots(_)
         | Step::Replicate(_) => true,
         // Gossip introduces nodes too, and spreads what was forgotten; the others need no command
         // of ours.
@@ -360,8 +359,10 @@ pub fn ahead_of_record(pending: &[Step], seen: &Observation) -> Vec<StepKey> {
         | Step::AwaitAgreement(_)
         | Step::AwaitSync(_)
         | Step::BumpEpoch(_)
-        // Nodes elect by themselves.
+        // Nodes elect by themselves, and then another step moves the slots.
         | Step::FailOver(_)
+        | Step::MoveSlots(_)
+        | Step::CancelSlotJobs(_)
         | Step::RestoreSettings(_)
         | Step::RewriteConfig(_) => false,
     };

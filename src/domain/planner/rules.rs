@@ -91,12 +91,12 @@ pub(super) fn stages(q: &Question) -> &'static [Stage] {
 }
 
 pub(super) fn settled_marks(q: &Question) -> Vec<Mark> {
-    let needed = temporary_settings(q);
+    let needed = TemporarySettings::of(q);
     let reports = q.seen.nodes.keys().filter_map(|a| q.seen.report(a));
     let restored = |mark: &&Mark| match &mark.what {
         MarkKind::Setting(s) => {
             let now = q.seen.report(&mark.node).and_then(|r| r.settings.get(&s.name));
-            !needed.contains_key(s.name.as_str()) && now == Some(&s.original)
+            !needed.for_node(&mark.node).contains_key(&s.name) && now == Some(&s.original)
         }
         MarkKind::Unwritten => false,
         MarkKind::Identity(was) => identity_settled(q, &mark.node, &was.id),
@@ -108,7 +108,10 @@ pub(super) fn settled_marks(q: &Question) -> Vec<Mark> {
 
 /// Whether a node shows none of these slots as half-way, and no step is to move them.
 fn open_slots_settled(q: &Question, node: &Address, mark: &OpenSlotsMark) -> bool {
-    let open = |v: &ClusterView| v.open.iter().any(|o| mark.slots.contains(o.slot));
+    let open = |v: &ClusterView| {
+        v.open.iter().any(|o| mark.slots.contains(o.slot))
+            || v.jobs.iter().any(|job| !job.slots.intersection(&mark.slots).is_empty())
+    };
     let needed = |step: &MoveSlots| !step.slots.intersection(&mark.slots).is_empty();
     q.seen.view(node).is_some_and(|v| !open(v)) && !moves(q).iter().any(needed)
 }
@@ -175,9 +178,18 @@ fn members<'a>(q: &Question<'a>) -> Vec<&'a Address> {
 fn primary(q: &Question, shard: &Shard, slots: &SlotSet) -> Option<Address> {
     match q.terms.primaries.get(&shard.id) {
         Some(pinned) => Some(pinned.clone()),
-        None => agreed_primary(&peopled(q, shard), slots, q.seen)
-            .or_else(|| q.terms.founders.get(&shard.id).cloned()),
+        // While nobody of a new shard serves anything, each of its nodes is as good a primary.
+        None if !serves(q, shard) && q.terms.founders.contains_key(&shard.id) => {
+            q.terms.founders.get(&shard.id).cloned()
+        }
+        None => agreed_primary(&peopled(q, shard), slots, q.seen),
     }
+}
+
+/// Whether some member of a shard serves slots.
+fn serves(q: &Question, shard: &Shard) -> bool {
+    let views = shard.members.iter().filter_map(|m| q.seen.view(m));
+    views.into_iter().any(|v| !v.my_slots().is_empty())
 }
 
 /// The shard with those that are to leave it.
@@ -194,19 +206,33 @@ fn agreement(q: &Question) -> AwaitAgreement {
     AwaitAgreement { members, apart, spares: all(spares(q).into_iter().collect()) }
 }
 
-/// The settings that serve for a while: impatient ones while a cluster without data forms; and while
-/// slots move, that nobody who gives its last one away follows another primary for it.
-fn temporary_settings(q: &Question) -> BTreeMap<&'static str, String> {
+/// The settings that serve for a while: impatient ones while a cluster without data forms; and that
+/// nobody who gives its last slot away follows another primary for it.
+struct TemporarySettings {
+    forming: BTreeMap<String, String>,
+    draining: BTreeSet<Address>,
+}
+
+impl TemporarySettings {
+    fn of(q: &Question) -> Self {
+        Self { forming: forming_settings(q), draining: draining(q) }
+    }
+
+    fn for_node(&self, node: &Address) -> BTreeMap<String, String> {
+        let stay = (REPLICA_MIGRATION.to_owned(), "no".to_owned());
+        let stays = self.draining.contains(node).then_some(stay);
+        self.forming.clone().into_iter().chain(stays).collect()
+    }
+}
+
+fn forming_settings(q: &Question) -> BTreeMap<String, String> {
     let empty = |s: &Sighting| !matches!(s, Sighting::Seen(report) if report.keys > 0);
     let without_data = q.seen.nodes.values().all(empty);
     let mut settings = BTreeMap::new();
     if q.goal == Goal::Converge && q.terms.forming && without_data && !formed(q) {
         let timeout = q.policy.forming_node_timeout_ms.to_string();
-        settings.insert("cluster-node-timeout", timeout);
-        settings.insert("repl-diskless-sync-delay", "0".to_owned());
-    }
-    if draining(q) {
-        settings.insert(REPLICA_MIGRATION, "no".to_owned());
+        settings.insert("cluster-node-timeout".to_owned(), timeout);
+        settings.insert("repl-diskless-sync-delay".to_owned(), "0".to_owned());
     }
     settings
 }
@@ -219,11 +245,11 @@ pub(super) fn formed(q: &Question) -> bool {
 
 /// Marks on nodes that do not answer stay for a later repair when a plan winds down.
 fn restore_settings(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
-    let needed = temporary_settings(q);
+    let needed = TemporarySettings::of(q);
     let mut originals: BTreeMap<&Address, BTreeMap<String, String>> = BTreeMap::new();
     for mark in reachable_marks(q) {
         if let MarkKind::Setting(s) = &mark.what
-            && !needed.contains_key(s.name.as_str())
+            && !needed.for_node(&mark.node).contains_key(&s.name)
         {
             let of_node = originals.entry(&mark.node).or_default();
             of_node.insert(s.name.clone(), s.original.clone());
@@ -380,10 +406,9 @@ fn rewrite(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
 }
 
 fn prepare(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
-    let needed = temporary_settings(q);
+    let needed = TemporarySettings::of(q);
     let step = |node: &Address| {
-        let settings = needed.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
-        let settings: BTreeMap<String, String> = settings.collect();
+        let settings = needed.for_node(node);
         (!settings.is_empty())
             .then(|| Step::SetTemporary(SetTemporary { node: node.clone(), settings }))
     };

@@ -5,6 +5,7 @@ mod dissolve;
 mod drain;
 mod drift;
 mod members;
+mod moves;
 mod replace;
 
 use std::collections::BTreeMap;
@@ -81,9 +82,11 @@ fn blank(address: &Address, keys: u64) -> Report {
             peers: [(id, me)].into(),
             open: vec![],
             health: BTreeMap::new(),
+            jobs: vec![],
         }),
         settings: [
             ("cluster-node-timeout".to_owned(), "15000".to_owned()),
+            ("cluster-allow-replica-migration".to_owned(), "yes".to_owned()),
             ("repl-diskless-sync-delay".to_owned(), "5".to_owned()),
         ]
         .into(),

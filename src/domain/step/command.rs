@@ -35,6 +35,8 @@ pub enum Verb {
     Failover(FailoverMethod),
     /// Gives the node a greater epoch than all that it knows, unless it has the greatest.
     BumpEpoch,
+    /// Has a server that moves slots as a whole give that up (Valkey 9).
+    CancelSlotJobs,
     /// Asks the node who it is, on the connection on which the rest follows; what comes after is sent
     /// only if it is still this one. An address may have been given to another node since the look.
     Confirm(ClusterNodeId),
@@ -118,6 +120,7 @@ impl Verb {
             Self::Failover(FailoverMethod::Force) => words("CLUSTER FAILOVER FORCE"),
             Self::Failover(FailoverMethod::Takeover) => words("CLUSTER FAILOVER TAKEOVER"),
             Self::BumpEpoch => words("CLUSTER BUMPEPOCH"),
+            Self::CancelSlotJobs => words("CLUSTER CANCELSLOTMIGRATIONS"),
             Self::Confirm(_) => words("CLUSTER MYID"),
             // What frees the memory must not block the node.
             Self::FlushAll => words("FLUSHALL ASYNC"),
@@ -148,6 +151,7 @@ impl Verb {
             | Self::Forget(_)
             | Self::Failover(_)
             | Self::BumpEpoch
+            | Self::CancelSlotJobs
             | Self::Confirm(_)
             | Self::FlushAll
             | Self::ResetHard => self.words(capabilities).join(" "),

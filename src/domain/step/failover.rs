@@ -52,6 +52,16 @@ pub fn votes(view: &ClusterView) -> (usize, usize) {
     (reached, voters().count() / 2 + 1)
 }
 
+/// The mark by which a shard rests after this node became its primary, or is told to.
+#[must_use]
+pub fn rest(shard: ShardId, node: &Address, report: &Report, elected: bool) -> Mark {
+    let timeout = report.settings.get("cluster-node-timeout");
+    let timeout = timeout.and_then(|t| t.parse().ok()).unwrap_or(NODE_TIMEOUT_MS);
+    let rest = timeout.saturating_mul(4).saturating_add(1000).clamp(ATTEMPT_MS, REST_AT_MOST_MS);
+    let until = report.observed_at + TimeDelta::milliseconds(rest);
+    Mark { node: node.clone(), what: MarkKind::Hold(HoldMark { shard, until, elected }) }
+}
+
 /// Until when a shard is left to rest, if it is at `now` as the node that is to act knows it.
 #[must_use]
 pub fn rests(shard: ShardId, report: &Report, seen: &Observation) -> Option<HoldMark> {
@@ -92,6 +102,14 @@ impl FailOver {
         };
         let member = |a: &&Address| seen.view(a).is_some_and(|v| v.peers.contains_key(id));
         seen.nodes.keys().filter(member).filter(|a| !seen.view(a).is_some_and(shows)).collect()
+    }
+
+    /// In an emergency only what this plan's own kind left is waited for.
+    fn heeds(&self, hold: &HoldMark) -> bool {
+        match self.method {
+            FailoverMethod::Graceful => true,
+            FailoverMethod::Force | FailoverMethod::Takeover => !hold.elected,
+        }
     }
 
     fn blocked(&self, code: &'static str, why: String, recovery: &'static str) -> Check {
@@ -233,12 +251,12 @@ impl Action for FailOver {
             // An election may be under way; when it is over, that one is adopted.
             let why = format!("{} is no replica of {} now", self.to, self.from);
             Check::Waiting(Wait::for_gossip(&self.to, why))
-        } else if let Some(hold) = rests(self.shard, report, seen) {
+        } else if let Some(hold) = rests(self.shard, report, seen).filter(|h| self.heeds(h)) {
             Check::Waiting(Wait {
                 reason: WaitingFor::Hold,
                 nodes: vec![self.to.clone()],
                 why: format!(
-                    "shard {} rests until {} after it was told to fail over",
+                    "shard {} rests until {} after its last change of primary",
                     self.index,
                     hold.until.format("%H:%M:%S UTC")
                 ),
@@ -296,13 +314,7 @@ impl Action for FailOver {
     }
 
     fn marks(&self, seen: &Observation) -> Vec<Mark> {
-        let Some(report) = seen.report(&self.to) else { return vec![] };
-        let timeout = report.settings.get("cluster-node-timeout");
-        let timeout = timeout.and_then(|t| t.parse().ok()).unwrap_or(NODE_TIMEOUT_MS);
-        let rest =
-            timeout.saturating_mul(4).saturating_add(1000).clamp(ATTEMPT_MS, REST_AT_MOST_MS);
-        let until = report.observed_at + TimeDelta::milliseconds(rest);
-        let what = MarkKind::Hold(HoldMark { shard: self.shard, until });
-        vec![Mark { node: self.to.clone(), what }]
+        let report = seen.report(&self.to);
+        report.map(|r| rest(self.shard, &self.to, r, false)).into_iter().collect()
     }
 }

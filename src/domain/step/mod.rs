@@ -6,6 +6,7 @@
 
 pub mod agree;
 pub mod bump;
+pub mod cancel;
 pub mod claim;
 pub mod command;
 pub mod configure;
@@ -28,6 +29,7 @@ use super::hazard::Hazard;
 use super::node::{Address, Capabilities, Flavor, Version};
 use super::observation::{Mark, Observation, Report, Sighting};
 use super::plan::WaitingFor;
+use super::slot::SlotSet;
 
 /// What a step is called within its plan; the same step has the same key in every re-plan.
 pub type StepKey = String;
@@ -51,6 +53,7 @@ pub enum Step {
     FailOver(failover::FailOver),
     Leave(leave::Leave),
     MoveSlots(slots::MoveSlots),
+    CancelSlotJobs(cancel::CancelSlotJobs),
 }
 
 /// Where a step stands, judged from what was seen alone.
@@ -141,6 +144,53 @@ impl Step {
             Self::FailOver(s) => s,
             Self::Leave(s) => s,
             Self::MoveSlots(s) => s,
+            Self::CancelSlotJobs(s) => s,
+        }
+    }
+
+    /// The move, if it is one.
+    #[must_use]
+    pub fn moves(&self) -> Option<&slots::MoveSlots> {
+        match self {
+            Self::MoveSlots(step) => Some(step),
+            Self::ClaimSlots(_)
+            | Self::RestoreSettings(_)
+            | Self::RewriteConfig(_)
+            | Self::ResetNode(_)
+            | Self::Forget(_)
+            | Self::Configure(_)
+            | Self::SetTemporary(_)
+            | Self::Meet(_)
+            | Self::Replicate(_)
+            | Self::AwaitAgreement(_)
+            | Self::AwaitSync(_)
+            | Self::BumpEpoch(_)
+            | Self::FailOver(_)
+            | Self::CancelSlotJobs(_)
+            | Self::Leave(_) => None,
+        }
+    }
+
+    /// The slots that somebody is to serve after it.
+    #[must_use]
+    pub fn slots(&self) -> Option<&SlotSet> {
+        match self {
+            Self::ClaimSlots(step) => Some(&step.slots),
+            Self::MoveSlots(step) => Some(&step.slots),
+            Self::RestoreSettings(_)
+            | Self::RewriteConfig(_)
+            | Self::ResetNode(_)
+            | Self::Forget(_)
+            | Self::Configure(_)
+            | Self::SetTemporary(_)
+            | Self::Meet(_)
+            | Self::Replicate(_)
+            | Self::AwaitAgreement(_)
+            | Self::AwaitSync(_)
+            | Self::BumpEpoch(_)
+            | Self::FailOver(_)
+            | Self::CancelSlotJobs(_)
+            | Self::Leave(_) => None,
         }
     }
 
@@ -163,6 +213,7 @@ impl Step {
             Self::FailOver(_) => "fail_over",
             Self::Leave(_) => "leave",
             Self::MoveSlots(_) => "move_slots",
+            Self::CancelSlotJobs(_) => "cancel_slot_jobs",
         }
     }
 }

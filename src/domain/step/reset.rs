@@ -54,6 +54,7 @@ pub(super) fn blank_out(node: &Address, world: &mut Observation) {
         peers: [(id, me)].into(),
         open: vec![],
         health: [].into(),
+        jobs: vec![],
     });
 }
 

@@ -64,6 +64,7 @@ impl Mover<'_> {
     /// The target takes these slots, and the source gives them: from now on no new key comes into them
     /// there. What it lists then; a list from before would not show what was written until then.
     async fn open(&self, slots: &[u16]) -> Result<Listed, Fault> {
+        self.acquaint(slots).await?;
         let job = self.job;
         let takes = |&slot: &u16| {
             let state = SlotState::Importing(job.source.id.clone());

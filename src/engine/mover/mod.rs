@@ -11,6 +11,7 @@
 //! It can stop between any two batches. Slots may be open then; they are marked, and whoever goes on
 //! begins with them.
 
+mod atomic;
 mod drain;
 mod side;
 
@@ -27,10 +28,10 @@ use super::lease::Lease;
 use crate::domain::fault::{Fault, KEYS_LEFT_BEHIND};
 use crate::domain::moving::pace::Pace;
 use crate::domain::moving::talk::{Answer, Key, Lane, Saying, SlotState};
-use crate::domain::moving::{self, BigKey, chunk};
+use crate::domain::moving::{self, BigKey, KeyKind, chunk};
 use crate::domain::node::Address;
 use crate::domain::slot::SlotSet;
-use crate::domain::step::slots::MIGRATE_WITHIN_MS;
+use crate::domain::step::slots::{MIGRATE_WITHIN_MS, MoveMethod};
 use crate::fleet::Fleet;
 
 /// How many short questions go out in one batch.
@@ -62,9 +63,12 @@ pub struct Job<'a> {
     pub slots: SlotSet,
     /// Those of them that are half-way already.
     pub open: BTreeSet<u16>,
+    /// Those of them of which the target does not know that they are the source's.
+    pub estranged: BTreeSet<u16>,
     pub max_latency_ms: u64,
     /// Keys that may stall their node although it takes long.
     pub big: &'a [BigKey],
+    pub how: MoveMethod,
     /// A stall of that many milliseconds needs nobody's consent.
     pub free_stall_ms: u64,
 }
@@ -100,6 +104,8 @@ pub struct Moved {
     pub stalls: Vec<Stall>,
     /// Big keys that nobody accepted; their slots stayed where they are.
     pub held: Vec<BigKey>,
+    /// Whether the server goes on by itself.
+    pub goes_on: bool,
     /// Why it broke off, if it did.
     pub fault: Option<Fault>,
 }
@@ -113,6 +119,11 @@ pub struct Stall {
 
 /// Moves as much as may be.
 pub async fn carry(job: &Job<'_>, reins: &Reins<'_>, tally: &Tally) -> Moved {
+    if job.how == MoveMethod::Atomic {
+        let ended = atomic::carry(job, reins, tally).await;
+        let goes_on = *ended.as_ref().unwrap_or(&false);
+        return Moved { goes_on, fault: ended.err(), ..Moved::default() };
+    }
     let pace = Mutex::new(Pace::new(job.max_latency_ms));
     let mover = Mover { job, reins, tally, pace: &pace };
     let mut moved = Moved::default();
@@ -305,14 +316,15 @@ impl Mover<'_> {
         let mut large: Vec<&mut Item> = items
             .iter_mut()
             .flat_map(|(_, items)| items)
-            .filter(|item| item.bytes >= moving::LARGE_BYTES)
+            .filter(|item| moving::may_be_big(item.bytes, self.job.max_latency_ms))
             .collect();
         let kinds: Vec<Saying> =
             large.iter().map(|item| Saying::TypeOf { key: item.key.clone() }).collect();
         for (item, answer) in large.iter_mut().zip(self.ask(source, &kinds).await?) {
             // It may have gone since.
             if answer != Answer::Nothing {
-                let stall = moving::predicted_stall_ms(&source.text(answer)?, item.bytes);
+                let kind = KeyKind::of(&source.text(answer)?);
+                let stall = moving::predicted_stall_ms(kind, item.bytes);
                 let is_big = moving::is_big(stall, self.job.max_latency_ms);
                 item.stall_ms = is_big.then_some(stall);
             }
@@ -326,6 +338,22 @@ impl Mover<'_> {
         let accepted = self.job.big.iter().find(named).map_or(0, |b| b.expected_ms);
         // It may have grown a little since it was announced.
         big.expected_ms <= self.job.free_stall_ms.max(accepted.saturating_mul(3) / 2)
+    }
+
+    /// After a failover of the source, a target that takes slots from the old one counts them as
+    /// nobody's: before Valkey 8 it serves nothing then, and refuses their keys, until it is told
+    /// whose they are.
+    async fn acquaint(&self, slots: &[u16]) -> Result<(), Fault> {
+        let job = self.job;
+        let asked: Vec<Saying> = slots
+            .iter()
+            .filter(|slot| job.estranged.contains(slot))
+            .map(|&slot| Saying::SetSlot { slot, state: SlotState::Node(job.source.id.clone()) })
+            .collect();
+        for answer in self.confirmed(&job.target, &asked).await? {
+            job.target.done(answer)?;
+        }
+        Ok(())
     }
 
     /// Gives slots without keys to the target: there first, then everywhere.

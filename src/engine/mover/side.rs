@@ -56,6 +56,7 @@ impl Side {
     pub fn text(&self, answer: Answer) -> Result<String, Fault> {
         match answer {
             Answer::Text(text) => Ok(text),
+            Answer::Nothing => Ok(String::new()),
             other => Err(self.unexpected(other)),
         }
     }

@@ -173,7 +173,7 @@ fn bytes(reply: Value) -> Option<Answer> {
 }
 
 /// All of them or none: a job that was left out would be taken for one that is not there.
-fn jobs(reply: &Value, target: &Target) -> Option<Answer> {
+pub(super) fn jobs(reply: &Value, target: &Target) -> Option<Answer> {
     let Value::Array(items) = reply else { return None };
     items.iter().map(|item| job(item, target)).collect::<Option<_>>().map(Answer::Jobs)
 }

@@ -9,12 +9,14 @@ use redis::{ServerError, Value};
 
 use super::Timeouts;
 use super::connection::{Facts, Lost, Node, rejected, unreachable};
+use super::converse;
 use super::info::Info;
 use super::nodes;
 use super::value::{field, items, pairs, text};
 use crate::domain::Timestamp;
+use crate::domain::moving::talk::{Answer, JobState, SlotJob};
 use crate::domain::node::{Capabilities, NodeKind};
-use crate::domain::observation::{Memory, Persistence, Replication, Report, Role};
+use crate::domain::observation::{Memory, Persistence, Replication, Report, Role, SlotJobView};
 use crate::fleet::{Ask, FleetError, Target};
 
 /// A replica's login to its primary.
@@ -30,6 +32,7 @@ enum Question {
     ClusterInfo,
     ClusterNodes,
     ClusterShards,
+    SlotJobs,
     Setting(String),
     Functions,
     DefaultUser,
@@ -79,6 +82,9 @@ fn questions(ask: &Ask, facts: Option<&Facts>) -> Vec<Question> {
     if clustered && can(|c| c.cluster_shards) {
         questions.push(Question::ClusterShards);
     }
+    if clustered && can(|c| c.atomic_slots) {
+        questions.push(Question::SlotJobs);
+    }
     if can(|c| c.functions) {
         questions.push(Question::Functions);
     }
@@ -95,6 +101,7 @@ fn batch(questions: &[Question]) -> redis::Pipeline {
             Question::ClusterInfo => batch.cmd("CLUSTER").arg("INFO"),
             Question::ClusterNodes => batch.cmd("CLUSTER").arg("NODES"),
             Question::ClusterShards => batch.cmd("CLUSTER").arg("SHARDS"),
+            Question::SlotJobs => batch.cmd("CLUSTER").arg("GETSLOTMIGRATIONS"),
             // One name each: Redis 6.2 takes no more.
             Question::Setting(name) => batch.cmd("CONFIG").arg("GET").arg(name),
             Question::Functions => batch.cmd("FUNCTION").arg("STATS"),
@@ -111,7 +118,11 @@ impl Question {
         match self {
             Self::Info => true,
             Self::ClusterInfo | Self::ClusterNodes => error.code() == "NOPERM",
-            Self::ClusterShards | Self::Setting(_) | Self::Functions | Self::DefaultUser => false,
+            Self::ClusterShards
+            | Self::SlotJobs
+            | Self::Setting(_)
+            | Self::Functions
+            | Self::DefaultUser => false,
         }
     }
 }
@@ -144,6 +155,17 @@ impl Answers {
     fn setting(&self, name: &str) -> Option<String> {
         let answer = self.0.get(&Question::Setting(name.to_owned()))?;
         field(answer, name).and_then(text).map(|value| value.into_owned())
+    }
+
+    /// Slots that the server gives away by itself, now.
+    fn jobs(&self, target: &Target) -> Vec<SlotJobView> {
+        let reply = self.0.get(&Question::SlotJobs);
+        let Some(Answer::Jobs(jobs)) = reply.and_then(|reply| converse::jobs(reply, target)) else {
+            return vec![];
+        };
+        let runs = |job: &SlotJob| job.giving && job.state == JobState::Running;
+        let view = |job: SlotJob| SlotJobView { slots: job.slots, to: job.other };
+        jobs.into_iter().filter(runs).map(view).collect()
     }
 
     fn has_functions(&self) -> bool {
@@ -186,7 +208,9 @@ fn report(
     let health = answers.0.get(&Question::ClusterShards).map(nodes::health).unwrap_or_default();
     let cluster = || {
         let (nodes, info) = (Question::ClusterNodes, Question::ClusterInfo);
-        nodes::view(&answers.text(&nodes), &answers.text(&info), health)
+        let mut view = nodes::view(&answers.text(&nodes), &answers.text(&info), health)?;
+        view.jobs = answers.jobs(target);
+        Some(view)
     };
     let [user, password] = LOGIN.map(|name| answers.setting(name));
     let shown = |name: &String| !SECRET.contains(&name.to_ascii_lowercase().as_str());

@@ -34,6 +34,7 @@ pub(super) fn view(
         open: me.open.clone(),
         peers: lines.iter().map(|line| (line.id.clone(), line.peer.clone())).collect(),
         health,
+        jobs: vec![],
     })
 }
 

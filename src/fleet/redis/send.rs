@@ -71,6 +71,7 @@ async fn add(
         | Verb::Forget(_)
         | Verb::Failover(_)
         | Verb::BumpEpoch
+        | Verb::CancelSlotJobs
         | Verb::Confirm(_)
         | Verb::FlushAll
         | Verb::ResetHard => {

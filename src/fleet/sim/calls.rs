@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::table::Ms;
 use super::verbs::Refusal;
 use super::world::World;
-use crate::domain::node::Address;
+use crate::domain::moving::talk::{Lane, Saying};
+use crate::domain::node::{Address, ClusterNodeId};
 use crate::domain::step::command::Verb;
 use crate::fleet::{Fence, Target};
 
@@ -46,10 +47,53 @@ pub struct CallRecord {
     pub index: u64,
     pub process: u64,
     pub node: Address,
-    pub verb: Verb,
+    pub sent: Sent,
     /// When it was sent.
     pub at_ms: u64,
     pub outcome: CallOutcome,
+}
+
+/// What can be sent, over either way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sent {
+    Verb(Verb),
+    Saying(Saying),
+}
+
+impl Sent {
+    /// Whether it is more than a question. Questions are not counted among commands, and nothing is
+    /// left of one whose answer nobody waits for.
+    pub(super) fn changes(&self) -> bool {
+        match self {
+            Self::Verb(_)
+            | Self::Saying(
+                Saying::SetSlot { .. }
+                | Saying::Migrate { .. }
+                | Saying::RestoreFunctions(_)
+                | Saying::MigrateSlots { .. }
+                | Saying::CancelSlotJobs,
+            ) => true,
+            Self::Saying(
+                Saying::CountKeys { .. }
+                | Saying::ListKeys { .. }
+                | Saying::Size { .. }
+                | Saying::TypeOf { .. }
+                | Saying::Ping
+                | Saying::DumpFunctions
+                | Saying::SlotJobs,
+            ) => false,
+        }
+    }
+
+    /// Whether a node that takes no writes lets it wait.
+    fn writes(&self) -> bool {
+        match self {
+            Self::Verb(verb) => matches!(verb, Verb::FlushAll),
+            Self::Saying(saying) => {
+                matches!(saying, Saying::Migrate { .. } | Saying::RestoreFunctions(_))
+            }
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,24 +108,46 @@ pub enum CallOutcome {
     NeverRan,
 }
 
+/// Over which connection something is sent, and for how long its answer is waited for.
+#[derive(Debug, Clone)]
+pub(super) struct Line {
+    pub process: u64,
+    pub target: Target,
+    /// One of those for moves, and the node that is meant; nothing for the one for commands.
+    pub lane: Option<(Lane, ClusterNodeId)>,
+    pub within: Ms,
+}
+
+impl Line {
+    fn session(&self) -> Session {
+        let lane = self.lane.as_ref().map(|(lane, _)| *lane);
+        Session { process: self.process, fence: self.target.fence, lane }
+    }
+}
+
 /// A connection for sending that a node holds open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Session {
     process: u64,
     fence: Option<Fence>,
+    lane: Option<Lane>,
 }
 
 /// Commands that lie between their sender and the node.
 #[derive(Debug)]
 pub(super) struct Pending {
-    pub node: Address,
-    session: Session,
+    line: Line,
     /// Whether the sender still knows that it lost them.
     remembered: bool,
     /// None: as soon as the node thaws.
     pub due: Option<Ms>,
-    pub commands: Vec<(u64, Verb)>,
-    pub target: Target,
+    pub commands: Vec<(u64, Sent)>,
+}
+
+impl Pending {
+    fn node(&self) -> &Address {
+        &self.line.target.address
+    }
 }
 
 #[derive(Debug, Default)]
@@ -103,58 +169,46 @@ impl Calls {
         self.pending.iter().filter_map(|p| p.due).min()
     }
 
-    pub fn has_session(&self, process: u64, target: &Target) -> bool {
-        let session = Session { process, fence: target.fence };
-        self.sessions.get(&target.address).is_some_and(|open| open.contains(&session))
+    pub fn has_session(&self, line: &Line) -> bool {
+        let open = self.sessions.get(&line.target.address);
+        open.is_some_and(|open| open.contains(&line.session()))
     }
 
     /// Opens a connection: ends those of earlier holders and what was lost on them; refused while a
     /// later holder is connected.
-    pub fn open(&mut self, process: u64, target: &Target) -> Result<(), Refusal> {
-        let open = self.sessions.entry(target.address.clone()).or_default();
+    pub fn open(&mut self, line: &Line) -> Result<(), Refusal> {
+        let node = &line.target.address;
+        let open = self.sessions.entry(node.clone()).or_default();
+        let session = line.session();
         let token_there = |s: &Session| {
-            let (there, mine) = (s.fence?, target.fence?);
+            let (there, mine) = (s.fence?, session.fence?);
             (there.topology == mine.topology).then_some((there.token, mine.token))
         };
         if open.iter().any(|s| token_there(s).is_some_and(|(there, mine)| there > mine)) {
             return Err(Refusal::new("FENCED", "a later holder of the lease is connected"));
         }
         open.retain(|s| token_there(s).is_none_or(|(there, mine)| there >= mine));
-        let session = Session { process, fence: target.fence };
         if !open.contains(&session) {
-            open.push(session);
+            open.push(session.clone());
         }
         self.end(|p| {
-            let earlier = token_there(&p.session).is_some_and(|(there, mine)| there <= mine);
-            let own = p.session.process == process && p.remembered;
-            p.node == target.address && (earlier || own)
+            let theirs = p.line.session();
+            let earlier = token_there(&theirs).is_some_and(|(there, mine)| there <= mine);
+            let own = theirs.process == session.process && p.remembered;
+            p.node() == node && (earlier || own)
         });
         Ok(())
     }
 
     /// The sender gives a connection up.
-    pub fn abandon(&mut self, process: u64, target: &Target) {
-        let session = Session { process, fence: target.fence };
-        if let Some(open) = self.sessions.get_mut(&target.address) {
-            open.retain(|s| *s != session);
+    pub fn abandon(&mut self, line: &Line) {
+        if let Some(open) = self.sessions.get_mut(&line.target.address) {
+            open.retain(|s| *s != line.session());
         }
     }
 
-    pub fn hold(
-        &mut self,
-        process: u64,
-        target: &Target,
-        commands: Vec<(u64, Verb)>,
-        due: Option<Ms>,
-    ) {
-        self.pending.push(Pending {
-            node: target.address.clone(),
-            session: Session { process, fence: target.fence },
-            remembered: true,
-            due,
-            commands,
-            target: target.clone(),
-        });
+    pub fn hold(&mut self, line: &Line, commands: Vec<(u64, Sent)>, due: Option<Ms>) {
+        self.pending.push(Pending { line: line.clone(), remembered: true, due, commands });
     }
 
     /// The sender ended: its connections close, and it forgets what it had lost.
@@ -162,7 +216,7 @@ impl Calls {
         for open in self.sessions.values_mut() {
             open.retain(|s| s.process != process);
         }
-        for pending in self.pending.iter_mut().filter(|p| p.session.process == process) {
+        for pending in self.pending.iter_mut().filter(|p| p.line.process == process) {
             pending.remembered = false;
         }
     }
@@ -170,7 +224,7 @@ impl Calls {
     /// The node's process ended, and with it every connection.
     pub fn node_ended(&mut self, node: &Address) {
         self.sessions.remove(node);
-        self.end(|p| p.node == *node);
+        self.end(|p| p.node() == node);
     }
 
     fn end(&mut self, which: impl Fn(&Pending) -> bool) {
@@ -200,7 +254,7 @@ impl World {
     pub fn run_due(&mut self) {
         let now = self.now;
         for mut pending in self.calls.take(|p| p.due.is_some_and(|due| due <= now)) {
-            if self.servers.get(&pending.node).is_some_and(|s| s.is_running()) {
+            if self.servers.get(pending.node()).is_some_and(|s| s.is_running()) {
                 self.run_late(pending);
             } else {
                 pending.due = None;
@@ -210,28 +264,26 @@ impl World {
     }
 
     pub fn run_thawed(&mut self, node: &Address) {
-        for pending in self.calls.take(|p| p.node == *node && p.due.is_none()) {
+        for pending in self.calls.take(|p| p.node() == node && p.due.is_none()) {
             self.run_late(pending);
         }
     }
 
     /// Whether a node lets this command wait, and all that came after it on its connection.
-    pub fn holds_back(&self, node: &Address, verb: &Verb) -> bool {
+    pub fn holds_back(&self, node: &Address, sent: &Sent) -> bool {
         let paused = self.servers.get(node).is_some_and(|server| server.is_paused(self.now));
-        paused && matches!(verb, Verb::FlushAll)
+        paused && sent.writes()
     }
 
     fn run_late(&mut self, mut pending: Pending) {
-        for (at, (index, verb)) in pending.commands.clone().into_iter().enumerate() {
-            if self.holds_back(&pending.node, &verb) {
+        for (at, (index, sent)) in pending.commands.clone().into_iter().enumerate() {
+            if self.holds_back(pending.node(), &sent) {
                 pending.commands.drain(..at);
                 pending.due = Some(self.now + HELD_MS);
                 return self.calls.pending.push(pending);
             }
-            let Some(server) = self.servers.get_mut(&pending.node) else { return };
-            let result = server.execute(&verb, &pending.target, self.now);
-            self.settle(&pending.node);
-            let at_ms = self.elapsed();
+            let result = self.execute(&pending.line.target, &sent);
+            let (at_ms, result) = (self.elapsed(), result.map(|_| ()));
             self.calls.note(index, CallOutcome::RanLate { at_ms, result });
         }
     }

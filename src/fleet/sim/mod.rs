@@ -12,13 +12,18 @@ mod calls;
 mod clients;
 mod dice;
 mod election;
+mod exchange;
 mod failover;
+mod handover;
+mod jobs;
+mod keys;
 mod migrate;
 mod packet;
 mod port;
 mod report;
 mod server;
 mod settings;
+mod slots;
 mod sync;
 mod table;
 mod verbs;
@@ -32,7 +37,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-pub use self::calls::{CallFault, CallOutcome, CallRecord, LookFault};
+pub use self::calls::{CallFault, CallOutcome, CallRecord, LookFault, Sent};
 pub use self::clients::Holding;
 pub use self::verbs::Refusal;
 use self::world::World;

@@ -2,7 +2,7 @@
 
 use super::bus::{Envelope, Gossip, Kind, Outgoing, Packet};
 use super::failover::Manual;
-use super::server::{Change, Server};
+use super::server::Server;
 use super::table::{BLACKLIST_MS, Election, Ms, Peer, Table};
 use crate::domain::node::ClusterNodeId;
 
@@ -60,6 +60,7 @@ impl Server {
         if !sender.handshake {
             sender.epoch = sender.epoch.max(packet.config_epoch);
             sender.offset = packet.offset;
+            sender.shard.clone_from(&packet.shard);
             self.table.current_epoch = self.table.current_epoch.max(packet.current_epoch);
         }
         true
@@ -198,7 +199,11 @@ impl Server {
         slots: &crate::domain::slot::SlotSet,
         now: Ms,
     ) {
-        let taken = self.table.claim(owner, epoch, slots);
+        self.follow_open_slots(owner, epoch, slots);
+        // What is being imported only a command moves, except where open slots follow failovers.
+        let importing = self.table.importing.keys().filter(|_| !self.tracks_open_slots());
+        let fixed = importing.copied().collect();
+        let taken = self.table.claim(owner, epoch, slots, &fixed);
         let migrates = self.settings.is_on("cluster-allow-replica-migration")
             || slots.count() == taken.from_my_shard;
         let upstream = self.table.me.primary.as_ref().and_then(|id| self.table.get(id));
@@ -208,14 +213,19 @@ impl Server {
         } else if let Some(top) = chained.filter(|top| *top != self.table.my_id) {
             self.become_replica_of(&top);
         } else if !taken.mine.is_empty() {
-            self.write(Change::Drop(taken.mine));
+            self.drop_keys(taken.mine);
         }
         self.judge_state(now);
     }
 
     pub fn become_replica_of(&mut self, primary: &ClusterNodeId) {
-        if !self.table.me.replica {
-            self.table.open.clear();
+        let joins = !self.table.share_shard(&self.table.my_id, primary);
+        if !self.table.me.replica && (joins || !self.tracks_open_slots()) {
+            self.table.migrating.clear();
+            self.table.importing.clear();
+        }
+        if let Some(shard) = self.table.get(primary).map(|peer| peer.shard.clone()) {
+            self.table.me.shard = shard;
         }
         self.table.me.replica = true;
         let my_id = self.table.my_id.clone();
@@ -279,6 +289,7 @@ impl Table {
         let Some(mut peer) = self.others.remove(provisional) else { return };
         peer.handshake = false;
         peer.replica = packet.replica;
+        peer.shard.clone_from(&packet.shard);
         self.others.insert(packet.sender.clone(), peer);
     }
 }

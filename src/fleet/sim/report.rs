@@ -42,7 +42,7 @@ impl Server {
             role: role(self.is_replica()),
             replication: self.replication(now, replicas),
             memory: Memory {
-                used_bytes: 1_000_000 + 100 * self.key_count() as u64,
+                used_bytes: self.used_bytes(),
                 max_bytes: self.settings.number("maxmemory"),
             },
             persistence: Persistence {
@@ -91,19 +91,27 @@ impl Server {
 
     fn view(&self) -> ClusterView {
         let table = &self.table;
-        let open = table.open.iter().map(|(slot, (giving, other))| OpenSlot {
-            slot: *slot,
-            giving: *giving,
-            other: other.clone(),
-        });
+        let open = |giving| {
+            move |(slot, other): (&u16, &ClusterNodeId)| OpenSlot {
+                slot: *slot,
+                giving,
+                other: other.clone(),
+            }
+        };
+        // Of a slot that is both, one end is shown.
+        let taking = table.importing.iter().filter(|(slot, _)| !table.migrating.contains_key(slot));
+        let mut open: Vec<_> =
+            table.migrating.iter().map(open(true)).chain(taking.map(open(false))).collect();
+        open.sort_by_key(|open| open.slot);
         ClusterView {
             my_id: table.my_id.clone(),
             state_ok: table.state_ok,
             my_epoch: table.shard_head().1.epoch,
             current_epoch: table.current_epoch,
             peers: table.all().map(|(id, peer)| (id.clone(), self.peer(id, peer))).collect(),
-            open: open.collect(),
+            open,
             health: self.health(),
+            jobs: vec![],
         }
     }
 

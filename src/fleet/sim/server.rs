@@ -1,17 +1,18 @@
 //! One simulated server: a process with a config file, keys, a cluster table and a replication
 //! link. It knows no other server; what it has to say to them lies in its outbox.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::bus::{Envelope, Outgoing};
 use super::dice::Dice;
 use super::failover::Manual;
+use super::keys::{Change, Keys, Value};
 use super::settings::Settings;
 use super::sync::Sync;
 use super::table::{Ms, Table};
 use super::{Keep, SimOptions};
 use crate::domain::node::{Address, Flavor, Version};
-use crate::domain::slot::{SlotSet, key_slot};
+use crate::domain::slot::SlotSet;
 
 /// Whether a process is there, and moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +38,7 @@ pub(super) struct Server {
     pub clustered: bool,
     pub settings: Settings,
     pub table: Table,
-    pub keys: BTreeMap<u16, BTreeSet<String>>,
+    pub keys: Keys,
     pub functions: bool,
     pub sync: Sync,
     pub dice: Dice,
@@ -50,14 +51,8 @@ pub(super) struct Server {
     pub changes: Vec<Change>,
     /// Writes that its primary sent while it was frozen.
     pub stream: Vec<Change>,
-}
-
-/// A write, as it is replicated.
-#[derive(Debug, Clone)]
-pub(super) enum Change {
-    Put(String),
-    Drop(SlotSet),
-    Flush,
+    /// Keys that another node sent and that it did not take yet; who sent them does not wait any more.
+    pub arriving: Vec<(String, Value)>,
 }
 
 impl Server {
@@ -75,8 +70,8 @@ impl Server {
             started_at: now,
             clustered: options.cluster,
             settings,
-            table: Table::new(dice.id()),
-            keys: BTreeMap::new(),
+            table: Table::new(dice.id(), dice.hex()),
+            keys: Keys::new(),
             functions: false,
             sync: Sync::new(&mut dice),
             ticks: dice.below(10),
@@ -86,6 +81,7 @@ impl Server {
             outbox: vec![],
             changes: vec![],
             stream: vec![],
+            arriving: vec![],
         }
     }
 
@@ -110,37 +106,12 @@ impl Server {
             }
     }
 
-    pub fn key_count(&self) -> usize {
-        self.keys.values().map(BTreeSet::len).sum()
-    }
-
-    /// A write on a primary, or one that a replica is sent.
-    pub fn write(&mut self, change: Change) {
-        let bytes = match &change {
-            Change::Put(key) => {
-                self.keys.entry(key_slot(key.as_bytes())).or_default().insert(key.clone());
-                key.len() as u64 + 30
-            }
-            Change::Drop(slots) => {
-                self.keys.retain(|slot, _| !slots.contains(*slot));
-                30
-            }
-            Change::Flush => {
-                self.keys.clear();
-                18
-            }
-        };
-        if self.sync.counts {
-            self.sync.offset += bytes;
-        }
-        self.changes.push(change);
-    }
-
     /// Ends the process as a crash does: what was on its way to it is lost.
     pub fn die(&mut self) {
         self.life = Life::Down;
         self.inbox.clear();
         self.stream.clear();
+        self.arriving.clear();
         self.outbox.clear();
         self.changes.clear();
     }
@@ -159,7 +130,7 @@ impl Server {
             Keep::ClusterOnly => self.keys.clear(),
             Keep::Nothing => {
                 self.keys.clear();
-                self.table = Table::new(self.dice.id());
+                self.table = Table::new(self.dice.id(), self.dice.hex());
             }
         }
         self.functions &= keep == Keep::Everything;
@@ -177,12 +148,13 @@ impl Server {
         let held: Vec<u16> = self.keys.keys().copied().collect();
         for slot in held {
             match self.table.owner(slot).cloned() {
+                _ if self.table.importing.contains_key(&slot) => {}
                 Some(owner) if owner == self.table.my_id => {}
                 Some(_) if deletes => {
                     self.keys.remove(&slot);
                 }
                 Some(owner) => {
-                    self.table.open.insert(slot, (false, owner));
+                    self.table.importing.insert(slot, owner);
                 }
                 None => {
                     let one: SlotSet = [slot].into_iter().collect();

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::dice::Dice;
-use super::server::{Change, Life, Server};
+use super::keys::Change;
+use super::server::{Life, Server};
 use super::table::Ms;
 use crate::domain::node::Address;
 
@@ -167,6 +168,10 @@ fn step(replica: &mut Server, servers: &mut BTreeMap<Address, Server>, now: Ms) 
             // To have a part of a history and to be sent the rest is to have it all.
             replica.keys.clone_from(&primary.keys);
             replica.functions = primary.functions;
+            if replica.tracks_open_slots() {
+                replica.table.migrating.clone_from(&primary.table.migrating);
+                replica.table.importing.clone_from(&primary.table.importing);
+            }
             if full {
                 replica.sync.replid.clone_from(&primary.sync.replid);
                 replica.sync.before = None;

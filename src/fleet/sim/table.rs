@@ -25,8 +25,10 @@ pub(super) struct Table {
     pub others: BTreeMap<ClusterNodeId, Peer>,
     pub current_epoch: u64,
     pub last_vote_epoch: u64,
-    /// Slots half-way: whether this node gives it away, and who has the other end.
-    pub open: BTreeMap<u16, (bool, ClusterNodeId)>,
+    /// Slots half-way, and who has the other end. What was migrating stays so when somebody else claims
+    /// it, so a slot can be both.
+    pub migrating: BTreeMap<u16, ClusterNodeId>,
+    pub importing: BTreeMap<u16, ClusterNodeId>,
     /// Ids that were forgotten, and until when they are not learned again.
     pub blacklist: BTreeMap<ClusterNodeId, Ms>,
     pub state_ok: bool,
@@ -43,6 +45,8 @@ pub(super) struct Peer {
     /// Told by itself or by gossip; nobody knows while it shakes hands.
     pub replica: bool,
     pub primary: Option<ClusterNodeId>,
+    /// What a primary and its replicas have in common; empty while nobody told.
+    pub shard: String,
     pub epoch: u64,
     pub slots: SlotSet,
     pub handshake: bool,
@@ -94,14 +98,15 @@ pub(super) struct Taken {
 }
 
 impl Table {
-    pub fn new(my_id: ClusterNodeId) -> Self {
+    pub fn new(my_id: ClusterNodeId, shard: String) -> Self {
         Self {
             my_id,
-            me: Peer::default(),
+            me: Peer { shard, ..Peer::default() },
             others: BTreeMap::new(),
             current_epoch: 0,
             last_vote_epoch: 0,
-            open: BTreeMap::new(),
+            migrating: BTreeMap::new(),
+            importing: BTreeMap::new(),
             blacklist: BTreeMap::new(),
             state_ok: false,
             first_judged: 0,
@@ -160,15 +165,19 @@ impl Table {
     }
 
     /// Gives `claimer` the slots that it may have: those that nobody has, and those of nodes with a
-    /// lower epoch; never those that this node is taking over by hand.
-    pub fn claim(&mut self, claimer: &ClusterNodeId, epoch: u64, slots: &SlotSet) -> Taken {
+    /// lower epoch; never those that are `fixed`.
+    pub fn claim(
+        &mut self,
+        claimer: &ClusterNodeId,
+        epoch: u64,
+        slots: &SlotSet,
+        fixed: &SlotSet,
+    ) -> Taken {
         let mut taken = Taken::default();
         if *claimer == self.my_id {
             return taken;
         }
-        let importing: SlotSet =
-            self.open.iter().filter(|(_, (giving, _))| !giving).map(|(slot, _)| *slot).collect();
-        let wanted = slots.difference(&importing);
+        let wanted = slots.difference(fixed);
         let head = self.shard_head().0.clone();
         let mine = self.my_id.clone();
         let mut gained = wanted.difference(&self.assigned());
@@ -192,7 +201,6 @@ impl Table {
             peer.had_replicas |= has_replicas && peer.slots.is_empty() && !gained.is_empty();
             peer.slots = peer.slots.union(&gained);
         }
-        self.open.retain(|slot, (giving, _)| !*giving || !taken.mine.contains(*slot));
         taken
     }
 
@@ -234,18 +242,17 @@ mod tests {
     }
 
     #[test]
-    fn the_higher_epoch_takes_the_slots_and_nobody_takes_what_is_being_imported() {
-        let mut table = Table::new(id("a"));
+    fn the_higher_epoch_takes_the_slots_and_nobody_takes_what_is_fixed() {
+        let mut table = Table::new(id("a"), String::new());
         table.me.slots = "0-99".parse().unwrap();
         table.me.epoch = 2;
         table.others.insert(id("b"), Peer { epoch: 1, ..Peer::default() });
         let all: SlotSet = "0-199".parse().unwrap();
-        let taken = table.claim(&id("b"), 1, &all);
+        let taken = table.claim(&id("b"), 1, &all, &SlotSet::empty());
         assert!(taken.mine.is_empty());
         assert_eq!(table.others[&id("b")].slots.to_string(), "100-199");
         table.others.insert(id("c"), Peer { epoch: 3, ..Peer::default() });
-        table.open.insert(7, (false, id("b")));
-        let taken = table.claim(&id("c"), 3, &all);
+        let taken = table.claim(&id("c"), 3, &all, &"7".parse().unwrap());
         assert_eq!((taken.from_my_shard, taken.mine.count()), (99, 99));
         assert_eq!(table.me.slots.to_string(), "7");
         assert_eq!(table.owner(100), Some(&id("c")));
@@ -253,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_node_that_is_struck_leaves_nothing() {
-        let mut table = Table::new(id("a"));
+        let mut table = Table::new(id("a"), String::new());
         table.others.insert(id("b"), Peer { slots: SlotSet::all(), ..Peer::default() });
         let follower = Peer { replica: true, primary: Some(id("b")), ..Peer::default() };
         table.others.insert(id("c"), follower);

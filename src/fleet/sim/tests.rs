@@ -1,5 +1,7 @@
 //! The simulation by itself; how it compares with real servers is in `tests/it/contract.rs`.
 
+mod moving;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +49,11 @@ fn maxmemory(fleet: &SimFleet) -> String {
 /// Three primaries on 1 to 3 and their replicas on 4 to 6.
 async fn cluster() -> Arc<SimFleet> {
     let fleet = fleet(6);
+    form(&fleet).await;
+    fleet
+}
+
+async fn form(fleet: &SimFleet) {
     let shares = SlotSet::shares(3);
     for port in 1..=6u16 {
         let mut verbs = vec![Verb::SetConfigEpoch(port.into())];
@@ -63,7 +70,6 @@ async fn cluster() -> Arc<SimFleet> {
         fleet.send(&target(port, 1), &[Verb::Replicate(primary)]).await.unwrap();
     }
     fleet.advance(2000);
-    fleet
 }
 
 #[tokio::test]

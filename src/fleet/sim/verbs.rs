@@ -1,7 +1,8 @@
 //! What each command does on a simulated server, and in which words it refuses.
 
 use super::failover::Manual;
-use super::server::{Change, Server};
+use super::keys::Change;
+use super::server::Server;
 use super::table::{BLACKLIST_MS, Ms, Peer};
 use crate::domain::fault::ANOTHER_NODE;
 use crate::domain::node::{Address, ClusterNodeId, Version};
@@ -54,6 +55,7 @@ impl Server {
             | Verb::Forget(_)
             | Verb::Failover(_)
             | Verb::BumpEpoch
+            | Verb::CancelSlotJobs
             | Verb::Confirm(_)
                 if !self.clustered =>
             {
@@ -73,6 +75,7 @@ impl Server {
                 self.table.bump_epoch();
                 Ok(())
             }
+            Verb::CancelSlotJobs => Ok(()),
             Verb::Confirm(id) if *id == self.table.my_id => Ok(()),
             Verb::Confirm(id) => {
                 let said = format!("it is {} and not {id}", self.table.my_id);
@@ -102,7 +105,7 @@ impl Server {
             return Err(Refusal::err(format!("Slot {slot} is already busy")));
         }
         self.table.me.slots = self.table.me.slots.union(slots);
-        self.table.open.retain(|slot, (giving, _)| *giving || !slots.contains(*slot));
+        self.table.importing.retain(|slot, _| !slots.contains(*slot));
         self.judge_state(now);
         Ok(())
     }
@@ -157,10 +160,12 @@ impl Server {
             self.keys.clear();
             self.functions = false;
         }
+        let shard = self.dice.hex();
         let table = &mut self.table;
         table.others.clear();
-        table.open.clear();
-        table.me = Peer { address: table.me.address.take(), ..Peer::default() };
+        table.migrating.clear();
+        table.importing.clear();
+        table.me = Peer { address: table.me.address.take(), shard, ..Peer::default() };
         (table.current_epoch, table.last_vote_epoch) = (0, 0);
         // An election is not forgotten.
         table.manual = Manual::Nothing;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::bus::{Around, Envelope, Outgoing};
 use super::calls::Calls;
 use super::dice::Dice;
+use super::jobs::Job;
 use super::server::{Life, Server};
 use super::table::Ms;
 use super::{Keep, SimOptions, sync};
@@ -29,7 +30,10 @@ pub(super) struct World {
     pub now: Ms,
     pub servers: BTreeMap<Address, Server>,
     pub calls: Calls,
-    dice: Dice,
+    pub jobs: Vec<Job>,
+    /// Counts what clients wrote.
+    pub written: u64,
+    pub dice: Dice,
     queue: BTreeMap<(Ms, u64), Event>,
     sequence: u64,
 }
@@ -40,6 +44,8 @@ impl World {
             now: START,
             servers: BTreeMap::new(),
             calls: Calls::default(),
+            jobs: vec![],
+            written: 0,
             dice: Dice::new(seed),
             queue: BTreeMap::new(),
             sequence: 0,
@@ -69,13 +75,14 @@ impl World {
                 }
                 (_, Some(_)) => {
                     let Some(((at, _), event)) = self.queue.pop_first() else { break };
-                    self.now = at;
+                    self.now = self.now.max(at);
                     self.happen(event);
                 }
                 _ => break,
             }
         }
-        self.now = until;
+        // What happened may have taken longer.
+        self.now = self.now.max(until);
     }
 
     fn happen(&mut self, event: Event) {
@@ -87,6 +94,7 @@ impl World {
             Event::Deliver(envelope) => self.deliver(*envelope),
             Event::Replicate => {
                 sync::replicate(&mut self.servers, self.now);
+                self.run_jobs();
                 self.at(self.now + REPLICATE_MS, Event::Replicate);
             }
         }
@@ -97,6 +105,7 @@ impl World {
         if server.is_running() && server.clustered {
             server.tick(self.now, &Around(&self.servers));
             sync::ping_replicas(&mut server);
+            server.take_arrivals(self.now);
         }
         self.servers.insert(address.clone(), server);
         self.settle(address);
@@ -160,6 +169,7 @@ impl World {
         }
         self.run_thawed(address);
         let Some(server) = self.servers.get_mut(address) else { return };
+        server.take_arrivals(self.now);
         for envelope in std::mem::take(&mut server.inbox) {
             server.receive(envelope, self.now);
         }

@@ -277,7 +277,9 @@ pub async fn change(
     Ok(Json(app.engine.store.change_node(NodeId(id), &change).await?.into()))
 }
 
-/// Forgets a node that belongs to no topology.
+/// Forgets a node that belongs to no topology. One that was taken out of its topology while it was down
+/// is still watched, so that it can be made blank when it comes back; where it never will, this gives
+/// it up, with the marks on it.
 #[utoipa::path(delete, path = "/v1/nodes/{id}", operation_id = "delete_node", tag = "nodes",
     params(("id" = NodeId, Path)), responses((status = 204, description = "It is forgotten.")))]
 pub async fn delete(

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reeve::demo::servers::{Folder, Redis, RedisOptions, Signal};
+use reeve::domain::moving::talk::{Answer, Lane, Saying};
 use reeve::domain::node::{Address, ClusterNodeId, Flavor, Version};
 use reeve::domain::observation::{ClusterView, Report};
 use reeve::domain::step::command::Verb;
 use reeve::fleet::redis::{Reach, RedisFleet, Timeouts};
 use reeve::fleet::sim::{Keep, SimFleet, SimOptions};
-use reeve::fleet::{Ask, Fleet, FleetError, Target};
+use reeve::fleet::{Ask, Fleet, FleetError, Talk, Target};
 
 use crate::support::packaged;
 use crate::support::world::redis_cli;
@@ -192,10 +193,68 @@ impl Bench {
         }
     }
 
+    /// Says several things to a node, if it is the one that is meant.
+    pub async fn try_converse(
+        &self,
+        node: usize,
+        identity: &ClusterNodeId,
+        sayings: &[Saying],
+    ) -> Result<Vec<Answer>, FleetError> {
+        let (target, within) = (self.target(node), Duration::from_secs(5));
+        let talk = Talk { target: &target, lane: Lane::Control, identity, within };
+        self.fleet().converse(&talk, sayings).await
+    }
+
+    pub async fn converse(&self, node: usize, sayings: &[Saying]) -> Vec<Answer> {
+        self.try_converse(node, &self.id(node).await, sayings).await.unwrap()
+    }
+
+    pub async fn answer(&self, node: usize, saying: Saying) -> Answer {
+        self.converse(node, &[saying]).await.remove(0)
+    }
+
+    /// Says what must be done.
+    pub async fn say(&self, node: usize, saying: Saying) {
+        let answer = self.answer(node, saying.clone()).await;
+        assert_eq!(answer, Answer::Done, "{saying:?} to node {node}");
+    }
+
+    /// The words with which a node refuses what is said to it.
+    pub async fn refused(&self, node: usize, saying: Saying) -> String {
+        match self.answer(node, saying).await {
+            Answer::Refused { code, message } => format!("{code} {message}"),
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+
+    /// Lets a node hold a function.
+    pub fn load_functions(&self, node: usize) {
+        match &self.stage {
+            Stage::Sim(fleet, nodes) => fleet.load_functions(&nodes[node]),
+            Stage::Real { nodes, .. } => {
+                let code = "#!lua name=l\nredis.register_function('f', function() return 1 end)";
+                assert_eq!(redis_cli(nodes[node].port(), &["FUNCTION", "LOAD", code]), "l");
+            }
+        }
+    }
+
+    /// Writes a key as a client that goes where this node sends it.
+    pub fn follow(&self, node: usize, key: &str) {
+        match &self.stage {
+            Stage::Sim(fleet, _) => {
+                fleet.put(key).unwrap();
+            }
+            Stage::Real { nodes, .. } => {
+                let answer = redis_cli(nodes[node].port(), &["-c", "SET", key, "value"]);
+                assert!(answer.ends_with("OK"), "{answer}");
+            }
+        }
+    }
+
     /// Writes a key as a client that is connected to this node; what the node says if it cannot be.
     pub fn put(&self, node: usize, key: &str) -> Result<(), String> {
         match &self.stage {
-            Stage::Sim(fleet, nodes) => fleet.put_on(&nodes[node], key),
+            Stage::Sim(fleet, nodes) => fleet.put_on(&nodes[node], key).map(|_| ()),
             Stage::Real { nodes, .. } => {
                 match redis_cli(nodes[node].port(), &["SET", key, "value"]) {
                     answer if answer == "OK" => Ok(()),

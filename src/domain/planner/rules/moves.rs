@@ -5,10 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Goal, Question, peopled, primary, shards};
+use super::{Goal, Leaver, Question, peopled, primary, shards};
 use crate::domain::node::{Address, ClusterNodeId};
-use crate::domain::observation::{ClusterView, MarkKind, Observation, OpenSlot, Report, Role};
+use crate::domain::observation::{
+    ClusterView, MarkKind, Observation, OpenSlot, Report, Role, SlotJobView,
+};
 use crate::domain::slot::SlotSet;
+use crate::domain::step::cancel::CancelSlotJobs;
 use crate::domain::step::slots::{End, MoveMethod, MoveSlots};
 use crate::domain::step::{Blocker, Step};
 use crate::domain::topology::Shard;
@@ -26,6 +29,10 @@ pub fn move_slots(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
 /// Slots that are half-way and that Reeve opened, or is to close. While a plan winds down, those at
 /// nodes that do not answer are left for a repair.
 pub fn close(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
+    let cancels = cancels(q);
+    if !cancels.is_empty() {
+        return Ok(cancels);
+    }
     let open = open_slots(q).intersection(&ours(q));
     if open.is_empty() {
         return Ok(vec![]);
@@ -40,16 +47,57 @@ pub fn close(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
     Ok(steps.into_iter().map(Step::MoveSlots).collect())
 }
 
-/// Whether a shard gives all its slots away, so that its nodes must not make themselves useful
-/// elsewhere before they are told.
-pub fn draining(q: &Question) -> bool {
-    let wanted: BTreeSet<_> = shards(q).iter().map(|(shard, _)| shard.id).collect();
-    let still = |(node, id): (&Address, &ClusterNodeId)| {
-        q.seen.view(node).is_none_or(|view| view.my_id == *id)
+/// Jobs of servers that Reeve began, and that are not what is wanted now.
+fn cancels(q: &Question) -> Vec<Step> {
+    let (ours, moves) = (ours(q), moves(q));
+    let wanted = |from: &Party, job: &SlotJobView| {
+        let fits = |m: &MoveSlots| {
+            m.from == from.end
+                && job.to.as_ref().is_none_or(|to| *to == m.to.id)
+                && job.slots.difference(&m.slots).is_empty()
+        };
+        q.goal == Goal::Converge && moves.iter().any(fits)
     };
-    let goes = q.terms.leavers.iter().filter(|(_, leaver)| !wanted.contains(&leaver.shard));
-    q.goal == Goal::Converge
-        && (!moves(q).is_empty() || goes.map(|(n, l)| (n, &l.identity)).any(still))
+    let stray = |p: &Party| {
+        let began = |job: &&SlotJobView| !job.slots.intersection(&ours).is_empty();
+        p.view.jobs.iter().filter(began).any(|job| !wanted(p, job))
+    };
+    let step = |p: Party| Step::CancelSlotJobs(CancelSlotJobs { node: p.end });
+    parties(q).filter(stray).map(step).collect()
+}
+
+/// The nodes of shards that give their last slot away, until all of them know that it is gone: they
+/// must not make themselves useful elsewhere for it, a primary together with its replicas.
+pub fn draining(q: &Question) -> BTreeSet<Address> {
+    if q.goal == Goal::WindDown {
+        return BTreeSet::new();
+    }
+    let moves = moves(q);
+    let people = |party: &Party| {
+        let of_shard =
+            |(shard, _): &&(Shard, SlotSet)| peopled(q, shard).members.contains(&party.end.address);
+        let members = shards(q).iter().find(of_shard).map(|(s, _)| peopled(q, s).members);
+        let leaver = q.terms.leavers.get(&party.end.address);
+        let leave = |l: &&Leaver| leaver.is_some_and(|p| p.shard == l.shard);
+        let leavers = q.terms.leavers.iter().filter(|(_, l)| leave(l)).map(|(node, _)| node);
+        members.unwrap_or_default().into_iter().chain(leavers.cloned()).collect::<Vec<_>>()
+    };
+    let mut draining = BTreeSet::new();
+    for party in parties(q) {
+        let gives = moves.iter().filter(|step| step.from == party.end);
+        let given = gives.fold(SlotSet::empty(), |all, step| all.union(&step.slots));
+        if !party.view.my_slots().difference(&given).is_empty() {
+            continue;
+        }
+        let people = people(&party);
+        let shows =
+            |v: &ClusterView| v.peers.get(&party.end.id).is_some_and(|peer| !peer.slots.is_empty());
+        let unaware = people.iter().filter_map(|node| q.seen.view(node)).any(shows);
+        if !given.is_empty() || unaware {
+            draining.extend(people);
+        }
+    }
+    draining
 }
 
 /// Every move that is left, between nodes that serve.
@@ -115,6 +163,7 @@ fn foreign(q: &Question) -> Result<(), Vec<Blocker>> {
     let ours = ours(q);
     let blocker = |party: Party| {
         let open: SlotSet = party.view.open.iter().map(|o| o.slot).collect();
+        let open = party.view.jobs.iter().fold(open, |all, job| all.union(&job.slots));
         let foreign = open.difference(&ours);
         (!foreign.is_empty()).then(|| Blocker {
             code: "open_slot",
