@@ -10,6 +10,7 @@
 //!   says so of what was seen, never of a command's reply.
 
 pub mod access;
+pub mod balance;
 pub mod credential;
 pub mod diagnosis;
 pub mod event;

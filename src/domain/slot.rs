@@ -161,6 +161,23 @@ impl SlotSet {
         Self(out)
     }
 
+    /// The highest `count` of them, or all where there are fewer.
+    #[must_use]
+    pub fn highest(&self, count: usize) -> Self {
+        let mut left = count;
+        let mut out = Vec::new();
+        for range in self.0.iter().rev() {
+            let taken = u16::try_from(left.min(range.count())).unwrap_or(SLOTS);
+            if taken == 0 {
+                break;
+            }
+            out.push(SlotRange { first: range.last + 1 - taken, last: range.last });
+            left -= usize::from(taken);
+        }
+        out.reverse();
+        Self(out)
+    }
+
     /// Cuts the whole key space into `parts` contiguous shares whose sizes differ by at most one.
     #[must_use]
     pub fn shares(parts: usize) -> Vec<Self> {
@@ -294,6 +311,8 @@ mod tests {
             prop_assert!(same(&a.intersection(&b), ma.intersection(&mb).copied().collect()));
             prop_assert!(same(&a.difference(&b), ma.difference(&mb).copied().collect()));
             prop_assert_eq!(a.complement().complement(), a.clone());
+            let highest: BTreeSet<u16> = ma.iter().rev().take(mb.len()).copied().collect();
+            prop_assert!(same(&a.highest(mb.len()), highest));
             prop_assert_eq!(a.to_string().parse::<SlotSet>().unwrap(), a);
         }
 
