@@ -22,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::balance::{Taker, grown, spread};
 use super::id::{ShardId, TopologyId};
 use super::node::Address;
 use super::refusal::{FieldError, Refusal};
@@ -182,29 +183,42 @@ impl<'a> Ground<'a> {
             let size = size(id);
             old.push(Seed { id, index, size, slots, stay, led, previous: shard.members.clone() });
         }
-        let resized = old.len() != self.shards;
+        let mut going = SlotSet::empty();
         while old.len() > self.shards {
             let emptied = old.iter().rposition(|seed| seed.stay.is_empty());
-            old.remove(emptied.unwrap_or(old.len() - 1));
+            going = going.union(&old.remove(emptied.unwrap_or(old.len() - 1)).slots);
         }
         let mut used: BTreeSet<ShardId> = old.iter().map(|seed| seed.id).collect();
         let mut fresh = (0..).map(|ordinal| ShardId::derive(request.topology, ordinal));
+        let (kept, mut next) =
+            (old.len(), old.iter().map(|s| s.index.saturating_add(1)).max().unwrap_or(0));
         while old.len() < self.shards {
             let Some(id) = fresh.find(|id| used.insert(*id)) else { break };
-            let slots = SlotSet::empty();
+            let (slots, index) = (SlotSet::empty(), next);
+            next = next.saturating_add(1);
             let (stay, previous, size) = (vec![], vec![], size(id));
-            old.push(Seed { id, index: 0, size, slots, stay, led: false, previous });
+            old.push(Seed { id, index, size, slots, stay, led: false, previous });
         }
-        if resized {
-            for ((seed, slots), index) in old.iter_mut().zip(SlotSet::shares(self.shards)).zip(0..)
-            {
-                (seed.index, seed.slots) = (index, slots);
-            }
-        }
+        let slots = self.slots(&old[..kept], &going);
+        old.iter_mut().zip(slots).for_each(|(seed, slots)| seed.slots = slots);
         for seed in &mut old {
             self.trim(&mut seed.stay, seed.size);
         }
         old
+    }
+
+    /// What each shard serves: as it did, but for what shards that go leave to the others, or what
+    /// new ones get from them.
+    fn slots(&self, kept: &[Seed], going: &SlotSet) -> Vec<SlotSet> {
+        let held: Vec<SlotSet> = kept.iter().map(|seed| seed.slots.clone()).collect();
+        if held.is_empty() {
+            return SlotSet::shares(self.shards);
+        }
+        let takers: Vec<Taker> =
+            held.iter().map(|slots| Taker { slots: slots.clone(), room: None }).collect();
+        // Without limits there is always room.
+        let held = spread(going, &takers, |_| 0).unwrap_or(held);
+        grown(&held, self.shards - kept.len())
     }
 
     /// Keeps of a shard with too many members the first, and those that share least.
@@ -1197,13 +1211,15 @@ mod tests {
         let ids = |p: &Placed| p.shards.iter().map(|(s, _)| s.id).collect::<Vec<_>>();
         assert_eq!(ids(&four)[..3], ids(&three));
         assert_eq!(ids(&four)[3], ShardId::derive(topology(), 3));
-        assert_eq!(
-            four.shards.iter().map(|(_, s)| s.clone()).collect::<Vec<_>>(),
-            SlotSet::shares(4)
-        );
+        for ((_, before), (_, after)) in three.shards.iter().zip(&four.shards) {
+            assert!(after.difference(before).is_empty(), "they only give");
+        }
+        assert!(four.shards.iter().all(|(_, slots)| slots.count() == 4096));
         let back = again(&nodes, 3, 1, &four);
         assert_eq!(ids(&back), ids(&three));
-        assert_eq!(back.shards, three.shards);
+        for ((_, before), (_, after)) in four.shards.iter().zip(&back.shards) {
+            assert!(before.difference(after).is_empty(), "they only take");
+        }
         let less = again(&nodes, 3, 0, &three);
         assert_eq!(less.primaries, three.primaries);
     }

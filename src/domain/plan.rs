@@ -15,6 +15,7 @@ use utoipa::ToSchema;
 use super::hazard::{Accepted, Hazard};
 use super::id::{PlanId, TopologyId};
 use super::intent::Intent;
+use super::moving::Estimate;
 use super::node::Address;
 use super::placement::Warning;
 use super::planner::Terms;
@@ -41,6 +42,7 @@ pub struct Plan {
     pub accepted: Accepted,
     pub hazards: Vec<Hazard>,
     pub warnings: Vec<Warning>,
+    pub estimate: Estimate,
     pub retry_of: Option<PlanId>,
     /// The active plan whose place it takes, until that one has made way for good.
     pub displaces: Option<Displaces>,

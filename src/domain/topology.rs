@@ -85,6 +85,19 @@ impl Shards {
         &self.0
     }
 
+    /// A shard beside these, still without members.
+    #[must_use]
+    pub fn fresh(&self, topology: TopologyId) -> Shard {
+        let used = |id: &ShardId| self.0.iter().any(|(shard, _)| shard.id == *id);
+        // There is always one more ordinal than there are shards.
+        let ordinals = 0..=u32::try_from(self.0.len()).unwrap_or(u32::MAX);
+        let mut ids = ordinals.map(|ordinal| ShardId::derive(topology, ordinal));
+        let id = ids.find(|id| !used(id)).unwrap_or(ShardId(topology.0));
+        let index =
+            self.0.iter().map(|(shard, _)| shard.index.saturating_add(1)).max().unwrap_or(0);
+        Shard { id, index, members: vec![] }
+    }
+
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()

@@ -75,7 +75,9 @@ pub fn served(seen: &Observation) -> SlotSet {
     served_by(seen, |_| true)
 }
 
-fn served_by(seen: &Observation, counts: impl Fn(&Address) -> bool) -> SlotSet {
+/// The same of those nodes that count.
+#[must_use]
+pub fn served_by(seen: &Observation, counts: impl Fn(&Address) -> bool) -> SlotSet {
     let primary =
         |a: &&Address| counts(a) && seen.report(a).is_some_and(|r| r.role == Role::Primary);
     let views = seen.nodes.keys().filter(primary).filter_map(|a| seen.view(a));
@@ -246,7 +248,7 @@ pub enum ReplicaState {
 /// Each shard of a layout as it is seen.
 #[must_use]
 pub fn shards(layout: &Layout, seen: &Observation) -> Vec<ShardStatus> {
-    layout.shards().iter().map(|(shard, slots)| shard_status(shard, slots, seen)).collect()
+    layout.shards().iter().map(|(s, slots)| shard(s, slots, seen)).collect()
 }
 
 /// Whether nobody serves some slot that the layout has, or some shard has no primary although its
@@ -263,7 +265,9 @@ pub fn is_uncovered(layout: &Layout, seen: &Observation) -> bool {
     wanted.iter().any(headless) || !all.difference(&served(seen)).is_empty()
 }
 
-fn shard_status(shard: &Shard, slots: &SlotSet, seen: &Observation) -> ShardStatus {
+/// One shard as it is seen.
+#[must_use]
+pub fn shard(shard: &Shard, slots: &SlotSet, seen: &Observation) -> ShardStatus {
     let primary = primary_of(shard, slots, seen).settled().cloned();
     let served = primary.as_ref().and_then(|p| seen.view(p)).map(ClusterView::my_slots);
     let replicas = shard.members.iter().filter(|m| Some(*m) != primary.as_ref());

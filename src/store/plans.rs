@@ -13,6 +13,7 @@ use crate::domain::event::{EventType, NewEvent};
 use crate::domain::hazard::{Accepted, Hazard};
 use crate::domain::id::{PlanId, TopologyId};
 use crate::domain::intent::Intent;
+use crate::domain::moving::Estimate;
 use crate::domain::node::Address;
 use crate::domain::placement::Warning;
 use crate::domain::plan::{
@@ -42,6 +43,7 @@ pub struct NewPlan<'a> {
     pub accepted: &'a Accepted,
     pub hazards: &'a [Hazard],
     pub warnings: &'a [Warning],
+    pub estimate: &'a Estimate,
     pub retry_of: Option<PlanId>,
     pub displaces: Option<Displaces>,
     pub requested_by: &'a str,
@@ -96,6 +98,7 @@ struct PlanRow {
     accepted: serde_json::Value,
     hazards: serde_json::Value,
     warnings: serde_json::Value,
+    estimate: serde_json::Value,
     retry_of: Option<uuid::Uuid>,
     displaces: Option<uuid::Uuid>,
     displaces_by: Option<String>,
@@ -134,6 +137,7 @@ impl TryFrom<PlanRow> for Plan {
             accepted: document("plans", "accepted", row.accepted)?,
             hazards: document("plans", "hazards", row.hazards)?,
             warnings: document("plans", "warnings", row.warnings)?,
+            estimate: document("plans", "estimate", row.estimate)?,
             retry_of: row.retry_of.map(PlanId),
             displaces: displaces.map(|(plan, by)| Displaces { plan: PlanId(plan), by }),
             displaced_by: row.displaced_by.map(PlanId),
@@ -173,8 +177,8 @@ pub(super) async fn insert(
     sqlx::query!(
         "INSERT INTO plans (id, topology_id, topology, intent, terms, state, from_version, to_version,
                             fingerprint, accepted, hazards, warnings, retry_of, requested_by, reason,
-                            displaces, displaces_by, prints)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
+                            displaces, displaces_by, prints, estimate)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
         plan.id.0,
         plan.topology_id.0,
         plan.topology,
@@ -192,7 +196,8 @@ pub(super) async fn insert(
         plan.reason,
         plan.displaces.map(|d| d.plan.0),
         plan.displaces.map(|d| d.by.as_str()),
-        json(plan.prints)?
+        json(plan.prints)?,
+        json(plan.estimate)?
     )
     .execute(&mut **tx)
     .await
@@ -367,7 +372,7 @@ impl Store {
         hold_topology(&mut tx, plan.topology_id).await?;
         let done = sqlx::query!(
             "UPDATE plans SET terms = $2, from_version = $3, to_version = $4, fingerprint = $5,
-                 prints = $6, hazards = $7, warnings = $8, accepted = $9,
+                 prints = $6, hazards = $7, warnings = $8, accepted = $9, estimate = $10,
                  displaces = NULL, displaces_by = NULL
              WHERE id = $1 AND state = 'queued' AND requested IS NULL",
             plan.id.0,
@@ -378,7 +383,8 @@ impl Store {
             json(plan.prints)?,
             json(&plan.hazards)?,
             json(&plan.warnings)?,
-            json(plan.accepted)?
+            json(plan.accepted)?,
+            json(plan.estimate)?
         )
         .execute(&mut *tx)
         .await?;

@@ -21,6 +21,7 @@ mod instances;
 mod journal;
 mod lifecycle;
 mod members;
+mod moves_refused;
 mod openapi;
 mod outage;
 mod put;

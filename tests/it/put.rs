@@ -165,7 +165,7 @@ async fn what_cannot_work_is_refused_and_touches_nothing() {
     };
     let dead = json!({ "address": "127.0.0.1:1", "zone": "a" });
     let cases = [
-        (with(&|s| s["shards"] = json!(4)), 422, "unsupported", "add_shard"),
+        (with(&|s| s["shards"] = json!(4)), 422, "invalid_body", "need 8 nodes"),
         (
             with(&|s| *s = json!({ "mode": "replication", "replicas": 1, "nodes": s["nodes"] })),
             422,

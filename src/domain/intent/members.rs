@@ -49,7 +49,7 @@ pub fn add_replica(
     for (row, _) in rows.iter_mut().filter(|(row, _)| row.id == shard) {
         row.members.push(node.address.clone());
     }
-    change(now, with_node(spec, &node), rows, "/intent/node", seen)
+    changed(now, with_node(spec, &node), rows, "/intent/node", seen)
 }
 
 pub fn remove_replica(
@@ -71,7 +71,7 @@ pub fn remove_replica(
     for (row, _) in &mut rows {
         row.members.retain(|m| m != node);
     }
-    change(now, without_node(spec, node), rows, "/intent/node", seen)
+    changed(now, without_node(spec, node), rows, "/intent/node", seen)
 }
 
 pub fn replace_node(
@@ -88,15 +88,28 @@ pub fn replace_node(
         *member = new.address.clone();
     }
     let spec = with_node(&without_node(spec, old), &new);
-    change(now, spec, rows, "/intent/with", seen)
+    changed(now, spec, rows, "/intent/with", seen)
 }
 
 /// The same shards with other members. What is wrong with a new one is told at `pointer`.
-fn change(
+fn changed(
     now: &Topology,
     spec: ClusterSpec,
     rows: Vec<Row>,
     pointer: &str,
+    seen: &Observation,
+) -> Result<Amendment, Refusal> {
+    let fields = Fields { comer: &|_| pointer.to_owned(), goer: "/intent/node" };
+    change(now, spec, rows, pointer, &fields, seen)
+}
+
+/// Other shards, or the same with other members. What is wrong as a whole is told at `pointer`.
+pub(super) fn change(
+    now: &Topology,
+    spec: ClusterSpec,
+    rows: Vec<Row>,
+    pointer: &str,
+    fields: &Fields,
     seen: &Observation,
 ) -> Result<Amendment, Refusal> {
     let spec = reshaped(spec, &rows);
@@ -104,8 +117,7 @@ fn change(
     if !wrong.is_empty() {
         return Err(Refusal::Invalid(wrong.into_iter().map(|e| e.under("/spec")).collect()));
     }
-    let fields = Fields { comer: &|_| pointer.to_owned(), goer: "/intent/node" };
-    let terms = terms(now, &spec, &rows, &fields, seen)
+    let terms = terms(now, &spec, &rows, fields, seen)
         .map_err(|errors| Refusal::NodesUnfit { errors, redis: None })?;
     let shards = Shards::new(rows).map_err(|why| invalid("/intent", why.to_string()))?;
     let warnings = crowded(&spec, now, &shards);
@@ -123,8 +135,8 @@ pub(super) struct Fields<'a> {
     pub goer: &'a str,
 }
 
-/// Who leaves and who takes over, so that the shards have the members of `rows`; or all that stands
-/// against it.
+/// Who leaves, who takes over and who begins, so that the shards are those of `rows`; or all that
+/// stands against it.
 pub(super) fn terms(
     now: &Topology,
     spec: &ClusterSpec,
@@ -137,11 +149,17 @@ pub(super) fn terms(
     let mut errors = Vec::new();
     let mut terms = Terms::default();
     for (old, slots) in now.layout.shards() {
-        let Some((new, _)) = rows.iter().find(|(row, _)| row.id == old.id) else { continue };
+        let primary = view::agreed_primary(old, &slots, seen);
+        let Some((new, _)) = rows.iter().find(|(row, _)| row.id == old.id) else {
+            match dissolved(old, &slots, primary.as_ref(), seen) {
+                Ok(leavers) => terms.leavers.extend(leavers),
+                Err(why) => errors.push(FieldError::new(fields.goer, why)),
+            }
+            continue;
+        };
         if new.members == old.members {
             continue;
         }
-        let primary = view::agreed_primary(old, &slots, seen);
         let newcomers = new.members.iter().filter(|m| !before.contains(m));
         errors.extend(
             newcomers.flat_map(|m| unsuitable(m, primary.as_ref(), &(fields.comer)(m), seen)),
@@ -155,9 +173,51 @@ pub(super) fn terms(
             Err(why) => errors.push(FieldError::new(fields.goer, why)),
         }
     }
+    let known = |shard: &Shard| now.layout.shards().iter().any(|(old, _)| old.id == shard.id);
+    for (shard, _) in rows.iter().filter(|(row, _)| !known(row)) {
+        errors.extend(unsuited(shard, &before, fields, seen));
+        let first = shard.members.first();
+        terms.founders.extend(first.map(|first| (shard.id, first.clone())));
+    }
     errors.extend(twins(&spec.nodes, seen));
     errors.extend(replication_login(spec, seen));
     if errors.is_empty() { Ok(terms) } else { Err(errors) }
+}
+
+/// What keeps nodes from forming a new shard of a cluster in use.
+fn unsuited(
+    shard: &Shard,
+    before: &BTreeSet<&Address>,
+    fields: &Fields,
+    seen: &Observation,
+) -> Vec<FieldError> {
+    // Whoever reads the newest of formats reads those of all others.
+    let format = |m: &&&Address| seen.report(m).map(|r| r.capabilities().rdb_version);
+    let newest = before.iter().filter(|m| seen.view(m).is_some()).max_by_key(format).copied();
+    let of = |node: &Address| {
+        let pointer = (fields.comer)(node);
+        let first = shard.members.first().filter(|first| *first != node);
+        let mut errors = unsuitable(node, newest, &pointer, seen);
+        errors.extend(first.and_then(|first| cannot_load(node, first, &pointer, seen)));
+        errors
+    };
+    shard.members.iter().flat_map(of).collect()
+}
+
+/// Who leaves with a shard that goes, when others have its slots.
+fn dissolved(
+    old: &Shard,
+    slots: &SlotSet,
+    primary: Option<&Address>,
+    seen: &Observation,
+) -> Result<BTreeMap<Address, Leaver>, String> {
+    if primary.is_none() && !slots.is_empty() {
+        return Err(format!(
+            "shard {} has no primary that the nodes agree on, and its slots have to move away first: wait until they agree, or ask for a failover",
+            old.index
+        ));
+    }
+    departures(old, &Shard { members: vec![], ..old.clone() }, primary, seen)
 }
 
 /// What keeps a node from becoming a member.
@@ -181,14 +241,26 @@ fn unsuitable(
     } else {
         lacks(report, &own, false).into_iter().map(wrong).collect()
     };
-    let reads = |p: &&Report| report.capabilities().can_replicate_from(p.capabilities());
-    if let Some(theirs) = primary.and_then(|p| seen.report(p)).filter(|p| !reads(p)) {
-        errors.push(wrong(format!(
-            "runs {:?} {}, which cannot load what its primary ({:?} {}) writes: use the same version or a newer one",
-            report.flavor, report.version, theirs.flavor, theirs.version
-        )));
-    }
+    errors.extend(primary.and_then(|primary| cannot_load(node, primary, pointer, seen)));
     errors
+}
+
+/// That a node could not take over what another one writes, if so.
+fn cannot_load(
+    node: &Address,
+    other: &Address,
+    pointer: &str,
+    seen: &Observation,
+) -> Option<FieldError> {
+    let (report, theirs) = (seen.report(node)?, seen.report(other)?);
+    let reads = report.capabilities().can_replicate_from(theirs.capabilities());
+    (!reads).then(|| {
+        let why = format!(
+            "{node} runs {:?} {}, which cannot load what {other} ({:?} {}) writes: use the same version or a newer one",
+            report.flavor, report.version, theirs.flavor, theirs.version
+        );
+        FieldError::new(pointer, why)
+    })
 }
 
 /// Whether a node is in the cluster already and does nothing there.
@@ -222,7 +294,7 @@ fn departures(
 
 /// Who takes over from a primary that leaves: a replica that has the data already, else one that
 /// comes.
-fn succession(
+pub(super) fn succession(
     old: &Shard,
     new: &Shard,
     slots: &SlotSet,
@@ -303,7 +375,7 @@ fn same_zone(shard: &Shard, node: &NodeSpec, spec: &ClusterSpec) -> usize {
     shard.members.iter().filter(|m| zone_of(m) == Some(&node.zone)).count()
 }
 
-fn chosen(
+pub(super) fn chosen(
     choice: &NodeChoice,
     pointer: &str,
     spec: &ClusterSpec,
@@ -349,14 +421,14 @@ fn spare(spec: &ClusterSpec, now: &Topology, seen: &Observation) -> Result<NodeS
     })
 }
 
-fn with_node(spec: &ClusterSpec, node: &NodeSpec) -> ClusterSpec {
+pub(super) fn with_node(spec: &ClusterSpec, node: &NodeSpec) -> ClusterSpec {
     let mut nodes: Vec<NodeSpec> = spec.nodes.clone();
     nodes.retain(|n| n.address != node.address);
     nodes.push(node.clone());
     ClusterSpec { nodes, ..spec.clone() }
 }
 
-fn without_node(spec: &ClusterSpec, node: &Address) -> ClusterSpec {
+pub(super) fn without_node(spec: &ClusterSpec, node: &Address) -> ClusterSpec {
     let nodes = spec.nodes.iter().filter(|n| n.address != *node).cloned().collect();
     ClusterSpec { nodes, ..spec.clone() }
 }

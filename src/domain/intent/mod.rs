@@ -2,15 +2,20 @@
 //! is done about it on nodes is the planner's matter.
 
 pub mod accept_drift;
+pub mod add_shard;
 pub mod adopt;
 pub mod create;
 pub mod dissolve;
 pub mod drain;
 pub mod failover;
 pub mod members;
+mod moves;
+pub mod rebalance;
+pub mod remove_shard;
 pub mod repair;
 pub mod replace;
 mod reshape;
+pub mod reshard;
 pub mod revert;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +23,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use self::add_shard::AddShardIntent;
+use self::rebalance::BalanceBy;
+pub use self::rebalance::RebalanceIntent;
+pub use self::remove_shard::RemoveShardIntent;
+pub use self::reshard::ReshardIntent;
+use super::moving::survey::Depth;
 use super::node::Address;
 use super::observation::{Observation, Sighting};
 use super::placement::Warning;
@@ -37,7 +48,8 @@ pub enum Intent {
     /// Make the topology as it is wanted once more: leftover marks, nodes that lost each other,
     /// replicas that do not follow, slots that nobody owns.
     Repair(RepairIntent),
-    /// Make an older version the wanted one again, as far as no slots have to be moved for it.
+    /// Make an older version the wanted one again. Slots move back with their keys, and members that
+    /// it did not have leave.
     Revert(RevertIntent),
     /// Make what is seen the wanted topology. Nothing is changed on nodes.
     AcceptDrift(AcceptDriftIntent),
@@ -57,6 +69,14 @@ pub enum Intent {
     Undrain(UndrainIntent),
     /// Want another spec (`PUT /v1/topologies/{name}`).
     ReplaceSpec(ReplaceSpecIntent),
+    /// Have other shards serve these slots.
+    Reshard(ReshardIntent),
+    /// Give every shard its share, by slots, keys or bytes.
+    Rebalance(RebalanceIntent),
+    /// Form one more shard of nodes that come, and give it slots.
+    AddShard(AddShardIntent),
+    /// Give a shard's slots to the others and take its nodes out; they are blank afterwards.
+    RemoveShard(RemoveShardIntent),
 }
 
 /// Which shard, and how. One of `shard`, `node` and `to` is enough to tell the shard.
@@ -194,6 +214,10 @@ impl Intent {
             Self::Drain(_) => "drain",
             Self::Undrain(_) => "undrain",
             Self::ReplaceSpec(_) => "replace_spec",
+            Self::Reshard(_) => "reshard",
+            Self::Rebalance(_) => "rebalance",
+            Self::AddShard(_) => "add_shard",
+            Self::RemoveShard(_) => "remove_shard",
         }
     }
 
@@ -211,6 +235,10 @@ impl Intent {
                 drain::named(i.zone.as_deref(), i.node.as_ref(), &now.spec).map(drop)
             }
             Self::ReplaceSpec(replace) => replace::possible(replace, now).map(drop),
+            Self::Reshard(reshard) => reshard::moved(reshard, now).map(drop),
+            Self::Rebalance(rebalance) => rebalance::weights(rebalance, now).map(drop),
+            Self::AddShard(add) => add_shard::members(add, now).map(drop),
+            Self::RemoveShard(remove) => remove_shard::meant(remove, now).map(drop),
             Self::Create(_)
             | Self::Repair(_)
             | Self::Revert(_)
@@ -236,7 +264,15 @@ impl Intent {
                 let new = nodes.iter().filter(|n| !known(n)).map(|n| &n.address);
                 return new.map(|a| (a.clone(), field_of(a, nodes))).collect();
             }
-            Self::Drain(_)
+            Self::AddShard(add) => {
+                let field = |i| format!("/intent/nodes/{i}");
+                let nodes = add.nodes.iter().enumerate();
+                return nodes.map(|(i, node)| (node.address().clone(), field(i))).collect();
+            }
+            Self::Reshard(_)
+            | Self::Rebalance(_)
+            | Self::RemoveShard(_)
+            | Self::Drain(_)
             | Self::Undrain(_)
             | Self::Create(_)
             | Self::Repair(_)
@@ -265,7 +301,12 @@ impl Intent {
                 let gone = now.spec.nodes().iter().map(|n| &n.address).filter(|a| !stays(a));
                 return gone.cloned().collect();
             }
-            Self::Create(_)
+            // All of a shard that goes are needed until its slots are elsewhere.
+            Self::RemoveShard(_)
+            | Self::Reshard(_)
+            | Self::Rebalance(_)
+            | Self::AddShard(_)
+            | Self::Create(_)
             | Self::Repair(_)
             | Self::Revert(_)
             | Self::AcceptDrift(_)
@@ -281,7 +322,11 @@ impl Intent {
     pub fn new_spec(&self) -> Option<&Spec> {
         match self {
             Self::ReplaceSpec(replace) => Some(&replace.spec),
-            Self::Create(_)
+            Self::Reshard(_)
+            | Self::Rebalance(_)
+            | Self::AddShard(_)
+            | Self::RemoveShard(_)
+            | Self::Create(_)
             | Self::Repair(_)
             | Self::Revert(_)
             | Self::AcceptDrift(_)
@@ -300,11 +345,45 @@ impl Intent {
     pub fn back_to(&self) -> Option<i32> {
         match self {
             Self::Revert(revert) => Some(revert.version),
-            Self::Drain(_)
+            Self::Reshard(_)
+            | Self::Rebalance(_)
+            | Self::AddShard(_)
+            | Self::RemoveShard(_)
+            | Self::Drain(_)
             | Self::Undrain(_)
             | Self::ReplaceSpec(_)
             | Self::Create(_)
             | Self::Repair(_)
+            | Self::AcceptDrift(_)
+            | Self::Dissolve(_)
+            | Self::Failover(_)
+            | Self::AddReplica(_)
+            | Self::RemoveReplica(_)
+            | Self::ReplaceNode(_) => None,
+        }
+    }
+
+    /// The slots whose content decides what it amounts to, and how closely they have to be looked at.
+    #[must_use]
+    pub fn weighs(&self, now: &Topology) -> Option<(SlotSet, Depth)> {
+        match self {
+            Self::Rebalance(rebalance) => match rebalance.by {
+                BalanceBy::Slots => None,
+                BalanceBy::Keys => Some((SlotSet::all(), Depth::Counts)),
+                BalanceBy::Bytes => Some((SlotSet::all(), Depth::Sizes)),
+            },
+            Self::RemoveShard(remove) => {
+                let (_, slots) = remove_shard::meant(remove, now).ok()?;
+                Some((slots.clone(), Depth::Sizes))
+            }
+            Self::Reshard(_)
+            | Self::AddShard(_)
+            | Self::Drain(_)
+            | Self::Undrain(_)
+            | Self::ReplaceSpec(_)
+            | Self::Create(_)
+            | Self::Repair(_)
+            | Self::Revert(_)
             | Self::AcceptDrift(_)
             | Self::Dissolve(_)
             | Self::Failover(_)

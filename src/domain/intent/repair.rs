@@ -1,5 +1,5 @@
 //! Repair: the topology as it is wanted, once more. Nodes that were taken out while they did not
-//! answer, and that are back, are taken out now.
+//! answer, and that are back, are taken out now; slots that anybody left half-way are moved on.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +7,13 @@ use super::Amendment;
 use crate::domain::id::ShardId;
 use crate::domain::node::Address;
 use crate::domain::observation::Observation;
-use crate::domain::planner::{Leaver, Terms};
+use crate::domain::planner::{Leaver, Moving, Terms};
 use crate::domain::topology::Topology;
 
 #[must_use]
 pub fn amend(now: &Topology, seen: &Observation) -> Amendment {
-    let terms = Terms { leavers: returned(now, seen), ..Terms::default() };
+    let moving = Moving { closes_foreign: true, ..Moving::default() };
+    let terms = Terms { leavers: returned(now, seen), moving, ..Terms::default() };
     Amendment { spec: None, layout: now.layout.clone(), terms, warnings: vec![] }
 }
 

@@ -1,4 +1,5 @@
-//! Another spec: other members, settings, logins, places, as far as no slots move for it.
+//! Another spec: other members, settings, logins, places, another number of shards. New shards get
+//! equal shares of the others' slots; of too many those go whose nodes do, else the last ones.
 //!
 //! Placement is asked only where something changed that it depends on, so that what was laid out
 //! otherwise, by a person or by drift that was accepted, stays as it is.
@@ -8,19 +9,18 @@ use std::collections::BTreeSet;
 use super::create::{cannot_be_read, first_fault, mixed_versions};
 use super::drain::{handover, without};
 use super::members::{Fields, terms};
+use super::moves::{Row, checked, taken_over};
 use super::{Amendment, ReplaceSpecIntent, field_of, shards_of};
 use crate::domain::id::TopologyId;
+use crate::domain::moving::survey::Figures;
 use crate::domain::node::Address;
 use crate::domain::observation::{Observation, Sighting};
 use crate::domain::placement::{self, Warning};
 use crate::domain::planner::Terms;
 use crate::domain::refusal::{FieldError, Refusal};
-use crate::domain::slot::SlotSet;
 use crate::domain::spec::{ClusterSpec, NodeSpec, Spec};
 use crate::domain::topology::{Layout, Shard, Shards, Topology};
 use crate::domain::view;
-
-type Row = (Shard, SlotSet);
 
 /// The layout of the new spec and the way there. `seen` holds a fresh look, with the logins of the
 /// new spec, at its nodes and at those of the current one.
@@ -37,6 +37,7 @@ pub fn amend(
         placed(now.id, new, shards, seen)?
     };
     refuse_moves(shards, &rows)?;
+    warnings.extend(checked(shards, &rows, "/spec/shards", seen)?);
     let field = |node: &Address| field_of(node, &new.nodes);
     let fields = Fields { comer: &field, goer: "/spec/nodes" };
     let mut errors = unread(shards, &rows, &field, seen);
@@ -81,8 +82,8 @@ pub(super) fn possible<'a>(
     now: &Topology,
 ) -> Result<&'a ClusterSpec, Refusal> {
     let invalid = |field: &str, why: &str| Refusal::Invalid(vec![FieldError::new(field, why)]);
-    let (old, new) = match (&now.spec, &*intent.spec) {
-        (Spec::Cluster(old), Spec::Cluster(new)) => (old, new),
+    let new = match (&now.spec, &*intent.spec) {
+        (Spec::Cluster(_), Spec::Cluster(new)) => new,
         (Spec::Cluster(_) | Spec::Replication(_) | Spec::Sentinel(_), _) => {
             return Err(invalid(
                 "/spec/mode",
@@ -91,16 +92,8 @@ pub(super) fn possible<'a>(
         }
     };
     let wrong = intent.spec.validate();
-    // That there are too few nodes follows from the other number.
-    let resharded = new.shards != old.shards && wrong.iter().all(|e| e.pointer == "/nodes");
-    if !wrong.is_empty() && !resharded {
+    if !wrong.is_empty() {
         return Err(Refusal::Invalid(wrong.into_iter().map(|e| e.under("/spec")).collect()));
-    }
-    if resharded {
-        return Err(Refusal::Unsupported(format!(
-            "the topology has {} shards, and slots would have to move for another number: add_shard and remove_shard are for that, and are not there yet; leave `shards` as it is",
-            old.shards
-        )));
     }
     Ok(new)
 }
@@ -109,9 +102,8 @@ pub(super) fn possible<'a>(
 fn alike(old: &ClusterSpec, new: &ClusterSpec) -> bool {
     let nodes = |spec: &ClusterSpec| spec.nodes.iter().cloned().collect::<BTreeSet<NodeSpec>>();
     let shards = |spec: &ClusterSpec| spec.overrides.shards.clone();
-    (old.replicas_per_shard, &old.placement) == (new.replicas_per_shard, &new.placement)
-        && nodes(old) == nodes(new)
-        && shards(old) == shards(new)
+    let shape = |spec: &ClusterSpec| (spec.shards, spec.replicas_per_shard, spec.placement.clone());
+    shape(old) == shape(new) && nodes(old) == nodes(new) && shards(old) == shards(new)
 }
 
 fn placed(
@@ -154,7 +146,20 @@ fn placed(
         let come = new.members.iter().filter(|m| !before.contains(m));
         (Shard { members: stay.chain(come).cloned().collect(), ..new.clone() }, slots.clone())
     });
-    Ok((rows.collect(), placed.warnings))
+    let rows: Vec<Row> = rows.collect();
+    let rows = if rows.len() < shards.len() { fewer(shards, rows, seen)? } else { rows };
+    Ok((rows, placed.warnings))
+}
+
+/// What shards leave to the others that go, by the room that these have.
+fn fewer(shards: &Shards, rows: Vec<Row>, seen: &Observation) -> Result<Vec<Row>, Refusal> {
+    let held = |(shard, _): Row| {
+        let slots = shards.iter().find(|(old, _)| old.id == shard.id).map(|(_, slots)| slots);
+        (shard, slots.cloned().unwrap_or_default())
+    };
+    let stay: Vec<Row> = rows.into_iter().map(held).collect();
+    let slots = taken_over(shards, &stay, &Figures::default(), "/spec/shards", seen)?;
+    Ok(stay.into_iter().zip(slots).map(|((shard, _), slots)| (shard, slots)).collect())
 }
 
 /// A member of one shard cannot become one of another in the same plan: while it changes sides its

@@ -1,15 +1,18 @@
 //! Revert: an older version is wanted again. There is no undo code: the planner makes it so from
-//! whatever is seen, be it a cluster in use or what a dissolve left half-done.
+//! whatever is seen, be it a cluster in use or what a dissolve left half-done. Slots that are
+//! elsewhere move, and members that the older version did not have leave.
 //!
-//! Who is primary is adopted where anybody is. Only a shard whose slots nobody owns is given one
-//! here, and only where every node that could hold its keys was seen.
+//! Who is primary is adopted where anybody is. A shard whose slots others serve is founded anew. Only
+//! one whose slots nobody owns is given a primary here, and only where every node that could hold its
+//! keys was seen.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::members::succession;
 use super::{Amendment, RevertIntent, about, unjudged};
 use crate::domain::node::{Address, ClusterNodeId};
-use crate::domain::observation::{Observation, Report};
-use crate::domain::planner::{ResetTerm, Terms};
+use crate::domain::observation::{Observation, Report, Role};
+use crate::domain::planner::{Leaver, ResetTerm, Terms};
 use crate::domain::refusal::{FieldError, Refusal};
 use crate::domain::slot::SlotSet;
 use crate::domain::spec::Spec;
@@ -25,19 +28,18 @@ pub fn amend(
     seen: &Observation,
 ) -> Result<Amendment, Refusal> {
     let older = target(intent, now, older)?;
-    let errors = newcomers(now, older, seen);
-    if !errors.is_empty() {
-        return Err(Refusal::NodesUnfit { errors, redis: None });
-    }
-    let orphans: Vec<(&Shard, SlotSet)> = older
-        .layout
-        .shards()
-        .into_iter()
-        .filter(|(shard, slots)| agreed_primary(shard, slots, seen).is_none())
-        .collect();
+    let going = departing(now, older, seen)
+        .map_err(|errors| Refusal::NodesUnfit { errors, redis: None })?;
+    let mut terms = Terms { forming: nothing_left(older, seen), ..going };
+    let mut orphans: Vec<(&Shard, SlotSet)> = older.layout.shards();
+    orphans.retain(|(shard, slots)| agreed_primary(shard, slots, seen).is_none());
+    orphans.retain(|(shard, slots)| {
+        let founder = founder(shard, slots, seen);
+        terms.founders.extend(founder.clone().map(|node| (shard.id, node)));
+        founder.is_none()
+    });
     let mut errors: Vec<FieldError> =
         orphans.iter().flat_map(|(shard, _)| unknowable(shard, &older.spec, seen)).collect();
-    let mut terms = Terms { forming: nothing_left(older, seen), ..Terms::default() };
     if terms.forming {
         terms.resets = remains(older, seen);
     }
@@ -89,21 +91,82 @@ fn target<'a>(
     }
 }
 
-/// Members of now that the older version does not know, and that are not blank.
-fn newcomers(now: &Topology, older: &Topology, seen: &Observation) -> Vec<FieldError> {
+/// Members of now that the older version does not know leave, unless they are blank; and others take
+/// over from those that are primaries of a shard that stays.
+fn departing(
+    now: &Topology,
+    older: &Topology,
+    seen: &Observation,
+) -> Result<Terms, Vec<FieldError>> {
     let before = older.layout.members();
-    let now_members = now.layout.members();
-    let newer = now_members.into_iter().filter(|m| !before.contains(m));
-    newer
-        .filter(|m| !seen.report(m).is_some_and(Report::is_blank))
-        .map(|m| {
-            let detail = format!(
-                "is a member now and was none in version {}: take it out first, or keep it",
-                older.version
-            );
-            about(m, &now.spec, detail)
-        })
-        .collect()
+    let mut terms = Terms::default();
+    let mut errors = Vec::new();
+    for (shard, slots) in now.layout.shards() {
+        let blank = |m: &&Address| seen.report(m).is_some_and(Report::is_blank);
+        let goes = shard.members.iter().filter(|m| !before.contains(m) && !blank(m));
+        let goes: Vec<&Address> = goes.collect();
+        for node in &goes {
+            match identity_among(node, &before, seen) {
+                Some(identity) => {
+                    let leaver = Leaver { shard: shard.id, identity, bares: None };
+                    terms.leavers.insert((*node).clone(), leaver);
+                }
+                None => {
+                    let detail = format!(
+                        "is a member now and was none in version {}, and whether it is in this cluster cannot be told: take it out first, or keep it",
+                        older.version
+                    );
+                    errors.push(about(node, &now.spec, detail));
+                }
+            }
+        }
+        let stays = older.layout.shards().into_iter().find(|(old, _)| old.id == shard.id);
+        let primary = agreed_primary(shard, &slots, seen);
+        let left = primary.as_ref().filter(|primary| goes.contains(primary));
+        if let (Some((then, _)), Some(primary)) = (stays, left) {
+            let drained = drained(&older.spec);
+            match succession(shard, then, &slots, Some(primary.clone()), drained, seen) {
+                Ok(seat) => terms.seats.extend(seat.map(|seat| (shard.id, seat))),
+                Err(why) => errors.push(FieldError::new("/intent/version", why)),
+            }
+        }
+    }
+    if errors.is_empty() { Ok(terms) } else { Err(errors) }
+}
+
+/// Who a node is in the cluster of these members.
+fn identity_among(
+    node: &Address,
+    members: &BTreeSet<&Address>,
+    seen: &Observation,
+) -> Option<ClusterNodeId> {
+    let id = view::identity_at(node, seen)?;
+    let knows = |m: &&&Address| seen.view(m).is_some_and(|v| v.peers.contains_key(id));
+    members.iter().any(|m| knows(&m)).then(|| id.clone())
+}
+
+/// Who begins a shard anew whose slots others serve: a member that holds nothing. Replicas still show
+/// what their primary had.
+fn founder(shard: &Shard, slots: &SlotSet, seen: &Observation) -> Option<Address> {
+    let elsewhere = view::served_by(seen, |node| !shard.members.contains(node));
+    let serves = |m: &Address| seen.view(m).is_some_and(|v| !v.my_slots().is_empty());
+    if !slots.difference(&elsewhere).is_empty() || shard.members.iter().any(serves) {
+        return None;
+    }
+    let holds = |r: &&Report| r.role == Role::Primary && r.keys > 0;
+    if shard.members.iter().filter_map(|m| seen.report(m)).any(|r| holds(&r)) {
+        return None;
+    }
+    let primary = |m: &&Address| seen.report(m).is_some_and(|r| r.role == Role::Primary);
+    shard.members.iter().find(primary).cloned()
+}
+
+fn drained(spec: &Spec) -> &BTreeSet<Address> {
+    static NONE: BTreeSet<Address> = BTreeSet::new();
+    match spec {
+        Spec::Cluster(spec) => &spec.overrides.drained,
+        Spec::Replication(_) | Spec::Sentinel(_) => &NONE,
+    }
 }
 
 /// Nodes that may hold what a shard without a primary has lost.
@@ -145,7 +208,7 @@ fn heir(shard: &Shard, slots: &SlotSet, seen: &Observation) -> Result<Address, S
             Ok(primary)
         }
         (_, Some(id)) => Err(format!(
-            "shard {} has no primary that the nodes agree on, but {} owns slots of it: wait until they agree, or move the slots back first",
+            "shard {} has no primary that the nodes agree on, but {} owns slots of it: wait until they agree",
             shard.index,
             seen.by_cluster_id(id).map_or_else(|| format!("node {id}"), ToString::to_string)
         )),

@@ -5,6 +5,7 @@ mod dissolve;
 mod drain;
 mod drift;
 mod members;
+mod moves;
 mod replace;
 
 use std::collections::BTreeMap;
@@ -84,6 +85,7 @@ fn blank(address: &Address, keys: u64) -> Report {
         }),
         settings: [
             ("cluster-node-timeout".to_owned(), "15000".to_owned()),
+            ("cluster-allow-replica-migration".to_owned(), "yes".to_owned()),
             ("repl-diskless-sync-delay".to_owned(), "5".to_owned()),
         ]
         .into(),

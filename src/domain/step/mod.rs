@@ -28,6 +28,7 @@ use super::hazard::Hazard;
 use super::node::{Address, Capabilities, Flavor, Version};
 use super::observation::{Mark, Observation, Report, Sighting};
 use super::plan::WaitingFor;
+use super::slot::SlotSet;
 
 /// What a step is called within its plan; the same step has the same key in every re-plan.
 pub type StepKey = String;
@@ -141,6 +142,50 @@ impl Step {
             Self::FailOver(s) => s,
             Self::Leave(s) => s,
             Self::MoveSlots(s) => s,
+        }
+    }
+
+    /// The move, if it is one.
+    #[must_use]
+    pub fn moves(&self) -> Option<&slots::MoveSlots> {
+        match self {
+            Self::MoveSlots(step) => Some(step),
+            Self::ClaimSlots(_)
+            | Self::RestoreSettings(_)
+            | Self::RewriteConfig(_)
+            | Self::ResetNode(_)
+            | Self::Forget(_)
+            | Self::Configure(_)
+            | Self::SetTemporary(_)
+            | Self::Meet(_)
+            | Self::Replicate(_)
+            | Self::AwaitAgreement(_)
+            | Self::AwaitSync(_)
+            | Self::BumpEpoch(_)
+            | Self::FailOver(_)
+            | Self::Leave(_) => None,
+        }
+    }
+
+    /// The slots that somebody is to serve after it.
+    #[must_use]
+    pub fn slots(&self) -> Option<&SlotSet> {
+        match self {
+            Self::ClaimSlots(step) => Some(&step.slots),
+            Self::MoveSlots(step) => Some(&step.slots),
+            Self::RestoreSettings(_)
+            | Self::RewriteConfig(_)
+            | Self::ResetNode(_)
+            | Self::Forget(_)
+            | Self::Configure(_)
+            | Self::SetTemporary(_)
+            | Self::Meet(_)
+            | Self::Replicate(_)
+            | Self::AwaitAgreement(_)
+            | Self::AwaitSync(_)
+            | Self::BumpEpoch(_)
+            | Self::FailOver(_)
+            | Self::Leave(_) => None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Where requests are handed in: each becomes a stored plan, or a refusal with nothing changed.
 //!
 //! - [`adopt`] takes over a cluster that runs, [`create`] makes a topology with its first plan, [`submit`] plans on one that exists.
+//! - [`survey`] looks into the slots that a plan moves.
 //! - [`reins`] start, pause, resume, cancel and retry; [`nodes`] registers single nodes.
 //!
 //! A request is answered from a fresh look, and bound to it: a proposed plan starts only while the
@@ -11,6 +12,7 @@ mod create;
 mod nodes;
 mod reins;
 mod submit;
+mod survey;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,12 +21,14 @@ use super::look::LoginError;
 use crate::domain::hazard::{Accepted, Ceiling, Hazard};
 use crate::domain::id::PlanId;
 use crate::domain::intent::{Amendment, Intent};
+use crate::domain::moving::Estimate;
 use crate::domain::node::{Address, Labels};
 use crate::domain::observation::Observation;
 use crate::domain::placement::Warning;
 use crate::domain::plan::{Displaces, Plan};
 use crate::domain::planner::{self, Forecast, ForecastStep, Goal, Question, Terms};
 use crate::domain::refusal::{FieldError, Refusal};
+use crate::domain::slot::SlotSet;
 use crate::domain::spec::{CredentialNames, Spec};
 use crate::domain::topology::{Layout, Topology};
 use crate::store::StoreError;
@@ -86,6 +90,7 @@ pub struct Preview {
     /// Those that the request did not accept.
     pub lacking: Vec<Hazard>,
     pub warnings: Vec<Warning>,
+    pub estimate: Estimate,
     pub steps: Vec<ForecastStep>,
 }
 
@@ -164,6 +169,8 @@ impl Engine {
                 .map(|b| FieldError::new("", format!("{}. {}", b.why, b.recovery)));
             return Err(Refusal::NodesUnfit { errors: errors.collect(), redis: None }.into());
         }
+        let slots = steps.iter().filter_map(|s| s.step.slots());
+        let slots = slots.fold(SlotSet::empty(), |all, s| all.union(s)).count() as u64;
         let hazards: Vec<Hazard> = steps.iter().flat_map(|s| s.step.action().hazards()).collect();
         Ok(Preview {
             intent,
@@ -176,6 +183,7 @@ impl Engine {
             lacking: options.accepted().lacking(&hazards, self.policy.free_pause_ms),
             hazards,
             warnings: amendment.warnings,
+            estimate: Estimate { slots: Some(slots), ..Estimate::default() },
             steps,
         })
     }
@@ -203,6 +211,7 @@ fn new_plan<'a>(
         accepted,
         hazards: &preview.hazards,
         warnings: &preview.warnings,
+        estimate: &preview.estimate,
         becomes: reshapes.then_some((&wanted.spec, &wanted.layout)),
         retry_of: None,
         displaces: *displaces,

@@ -208,14 +208,16 @@ impl Engine {
             supersede: false,
             reason: old.reason.clone(),
         };
-        let preview = self.forecast(
-            &stored.wanted,
-            &seen,
-            old.intent.clone(),
-            old.from_version,
-            amendment,
-            &options,
-        )?;
+        let preview = self
+            .forecast_with_moves(
+                &stored.wanted,
+                &seen,
+                &old.intent,
+                old.from_version,
+                amendment,
+                &options,
+            )
+            .await?;
         if !preview.lacking.is_empty() {
             return Err(Refusal::ConsentRequired(preview.lacking).into());
         }

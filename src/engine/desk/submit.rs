@@ -10,12 +10,14 @@ use crate::clock;
 use crate::domain::hazard::Accepted;
 use crate::domain::id::PlanId;
 use crate::domain::intent::{
-    Intent, accept_drift, dissolve, drain, failover, members, repair, replace, revert,
+    Intent, accept_drift, add_shard, dissolve, drain, failover, members, rebalance, remove_shard,
+    repair, replace, reshard, revert,
 };
+use crate::domain::moving::survey::Figures;
 use crate::domain::node::Address;
 use crate::domain::observation::Observation;
 use crate::domain::plan::{Displacement, Displaces, Plan, PlanState};
-use crate::domain::planner::{self, ResetTerm, Terms};
+use crate::domain::planner::{self, Moving, ResetTerm, Terms};
 use crate::domain::refusal::{FieldError, Refusal};
 use crate::domain::settled::{self, Offer, Standing};
 use crate::domain::spec::Spec;
@@ -132,12 +134,12 @@ impl Engine {
         if let Some(spec) = intent.new_spec().filter(|spec| **spec != now.spec) {
             seen = self.survey(now, spec, past.older.as_ref(), newcomers(intent, now)).await?;
         }
-        let draft = self.amended(stored, intent, &past, &seen, options)?;
+        let draft = self.amended(stored, intent, &past, &seen, options).await?;
         Ok(Draft { displaces, ..draft })
     }
 
     /// The amendment of a topology as it is seen now.
-    fn amended(
+    async fn amended(
         &self,
         stored: &StoredTopology,
         intent: &Intent,
@@ -146,6 +148,14 @@ impl Engine {
         options: &PlanOptions,
     ) -> Result<Draft, DeskError> {
         let now = &stored.wanted;
+        let figures = match intent.weighs(now) {
+            Some((slots, depth)) => {
+                let logins = self.logins(now.spec.credentials()).await?;
+                let latency = Moving::default().max_latency_ms;
+                self.figures(&slots, depth, latency, &logins, seen).await
+            }
+            None => Figures::default(),
+        };
         let amendment = match intent {
             Intent::Repair(_) => repair::amend(now, seen),
             Intent::Failover(intent) => failover::amend(intent, now, seen)?,
@@ -158,6 +168,10 @@ impl Engine {
             Intent::Dissolve(_) => dissolve::amend(now, &past.former, seen)?,
             Intent::Revert(intent) => revert::amend(intent, now, past.older.as_ref(), seen)?,
             Intent::AcceptDrift(_) => accept_drift::amend(now, seen)?,
+            Intent::Reshard(intent) => reshard::amend(intent, now, seen)?,
+            Intent::Rebalance(intent) => rebalance::amend(intent, now, &figures, seen)?,
+            Intent::AddShard(intent) => add_shard::amend(intent, now, seen)?,
+            Intent::RemoveShard(intent) => remove_shard::amend(intent, now, &figures, seen)?,
             Intent::Create(_) => return Err(not_here().into()),
         };
         let spec = amendment.spec.clone().unwrap_or_else(|| now.spec.clone());
@@ -168,8 +182,9 @@ impl Engine {
             layout: amendment.layout.clone(),
             ..now.clone()
         };
-        let preview =
-            self.forecast(&wanted, seen, intent.clone(), now.version, amendment, options)?;
+        let preview = self
+            .forecast_with_moves(&wanted, seen, intent, now.version, amendment, options)
+            .await?;
         Ok(Draft { wanted, reshapes, preview, displaces: None })
     }
 
@@ -198,7 +213,7 @@ impl Engine {
             reason: plan.reason.clone(),
         };
         let silent = seen.nodes.keys().any(|node| seen.report(node).is_none());
-        let draft = match self.amended(stored, &plan.intent, &past, &seen, &options) {
+        let draft = match self.amended(stored, &plan.intent, &past, &seen, &options).await {
             Err(DeskError::Refused(_)) if silent && patient => return Ok(false),
             draft => draft?,
         };
@@ -280,7 +295,11 @@ impl Engine {
             | Intent::ReplaceNode(_)
             | Intent::Drain(_)
             | Intent::Undrain(_)
-            | Intent::ReplaceSpec(_) => {}
+            | Intent::ReplaceSpec(_)
+            | Intent::Reshard(_)
+            | Intent::Rebalance(_)
+            | Intent::AddShard(_)
+            | Intent::RemoveShard(_) => {}
         }
         let apart = intent.apart(now);
         let differences = planner::unsettled(now, &past.former, &apart, seen, &self.policy);
@@ -347,7 +366,11 @@ fn refuse_kind(stored: &StoredTopology, intent: &Intent) -> Result<(), Refusal> 
         | Intent::ReplaceNode(_)
         | Intent::Drain(_)
         | Intent::Undrain(_)
-        | Intent::ReplaceSpec(_) => false,
+        | Intent::ReplaceSpec(_)
+        | Intent::Reshard(_)
+        | Intent::Rebalance(_)
+        | Intent::AddShard(_)
+        | Intent::RemoveShard(_) => false,
     };
     let name = &stored.wanted.name;
     let why = if !stored.created {

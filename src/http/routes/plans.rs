@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::broadcast;
@@ -19,14 +20,13 @@ use crate::domain::event::EventType;
 use crate::domain::hazard::{Accepted, Hazard};
 use crate::domain::id::PlanId;
 use crate::domain::intent::{Intent, ReplaceSpecIntent};
+use crate::domain::moving::Estimate;
 use crate::domain::node::Address;
 use crate::domain::placement::Warning;
 use crate::domain::plan::{
     Plan, PlanError, PlanState, Progress, Requested, StepRecord, StepState, WaitingFor,
 };
 use crate::domain::refusal::FieldError;
-use crate::domain::slot::SlotSet;
-use crate::domain::step::Step;
 use crate::domain::step::command::ShownCommand;
 use crate::engine::desk::Preview;
 use crate::engine::tail::Told;
@@ -80,15 +80,6 @@ pub struct PlanProgress {
     steps_total: i64,
     #[schema(minimum = 0, maximum = 100)]
     percent: i64,
-}
-
-/// What a plan is expected to take and move; null where that is not known.
-#[derive(Debug, Default, Serialize, ToSchema)]
-pub struct Estimate {
-    seconds: Option<f64>,
-    slots: Option<u64>,
-    keys: Option<u64>,
-    bytes: Option<u64>,
 }
 
 /// One step.
@@ -231,7 +222,7 @@ impl From<Plan> for PlanView {
                 percent,
             },
             warnings: plan.warnings,
-            estimate: Estimate::default(),
+            estimate: plan.estimate,
             retry_of: plan.retry_of,
             requested_by: plan.requested_by,
             reason: plan.reason,
@@ -266,24 +257,6 @@ impl From<StepRecord> for StepView {
 impl PreviewView {
     #[must_use]
     pub fn new(topology: &str, preview: Preview) -> Self {
-        let slots = preview.steps.iter().filter_map(|s| match &s.step {
-            Step::ClaimSlots(claim) => Some(claim.slots.clone()),
-            Step::MoveSlots(step) => Some(step.slots.clone()),
-            Step::RestoreSettings(_)
-            | Step::RewriteConfig(_)
-            | Step::ResetNode(_)
-            | Step::Forget(_)
-            | Step::Configure(_)
-            | Step::SetTemporary(_)
-            | Step::Meet(_)
-            | Step::Replicate(_)
-            | Step::AwaitAgreement(_)
-            | Step::AwaitSync(_)
-            | Step::BumpEpoch(_)
-            | Step::FailOver(_)
-            | Step::Leave(_) => None,
-        });
-        let slots = slots.fold(SlotSet::empty(), |all, s| all.union(&s)).count();
         let steps = preview.steps.into_iter().map(|s| {
             let action = s.step.action();
             ForecastStepView {
@@ -305,7 +278,7 @@ impl PreviewView {
             consent_needed: preview.lacking.into_iter().map(|h| h.id).collect(),
             hazards: preview.hazards,
             warnings: preview.warnings,
-            estimate: Estimate { slots: Some(slots as u64), ..Estimate::default() },
+            estimate: preview.estimate,
             steps: steps.collect(),
         }
     }
@@ -408,27 +381,44 @@ async fn find_plan(app: &App, caller: &Caller, id: Uuid) -> Result<Plan, ApiErro
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NewSpec {
-    #[expect(dead_code, reason = "read before")]
-    kind: String,
     spec: Value,
 }
 
+/// Reads an intent. Its `kind` is read first, so that faults below it keep their pointers.
 fn read_intent(value: Value) -> Result<Intent, ApiError> {
-    let kind = value.get("kind").and_then(Value::as_str).map(str::to_owned);
-    match kind.as_deref() {
-        Some(
-            "create" | "repair" | "revert" | "accept_drift" | "dissolve" | "failover"
-            | "add_replica" | "remove_replica" | "replace_node" | "drain" | "undrain",
-        ) => read(value, "/intent").map_err(invalid),
-        // The spec for itself, so that its faults keep their pointers.
+    fn of<T: DeserializeOwned>(value: Value, intent: fn(T) -> Intent) -> Result<Intent, ApiError> {
+        read(value, "/intent").map(intent).map_err(invalid)
+    }
+    let Value::Object(mut fields) = value else {
+        return Err(invalid(FieldError::new("/intent", "an intent is an object with a kind")));
+    };
+    let kind = fields.remove("kind");
+    let rest = Value::Object(fields);
+    match kind.as_ref().and_then(Value::as_str) {
+        Some("create") => of(rest, Intent::Create),
+        Some("repair") => of(rest, Intent::Repair),
+        Some("revert") => of(rest, Intent::Revert),
+        Some("accept_drift") => of(rest, Intent::AcceptDrift),
+        Some("dissolve") => of(rest, Intent::Dissolve),
+        Some("failover") => of(rest, Intent::Failover),
+        Some("add_replica") => of(rest, Intent::AddReplica),
+        Some("remove_replica") => of(rest, Intent::RemoveReplica),
+        Some("replace_node") => of(rest, Intent::ReplaceNode),
+        Some("drain") => of(rest, Intent::Drain),
+        Some("undrain") => of(rest, Intent::Undrain),
+        Some("reshard") => of(rest, Intent::Reshard),
+        Some("rebalance") => of(rest, Intent::Rebalance),
+        Some("add_shard") => of(rest, Intent::AddShard),
+        Some("remove_shard") => of(rest, Intent::RemoveShard),
+        // The spec for itself, for it has a tag of its own.
         Some("replace_spec") => {
-            let new = read::<NewSpec>(value, "/intent").map_err(invalid)?;
+            let new = read::<NewSpec>(rest, "/intent").map_err(invalid)?;
             let spec = read_spec(new.spec, "/intent/spec").map_err(invalid)?;
             Ok(Intent::ReplaceSpec(ReplaceSpecIntent { spec: Box::new(spec) }))
         }
         Some(_) | None => Err(invalid(FieldError::new(
             "/intent/kind",
-            "the kinds that there are now: `failover`, `add_replica`, `remove_replica`, `replace_node`, `drain`, `undrain`, `repair`, `revert`, `accept_drift` and `dissolve` here, `create` by POST /v1/topologies and `replace_spec` by PUT /v1/topologies/{name}",
+            "the kinds that there are now: `failover`, `add_replica`, `remove_replica`, `replace_node`, `add_shard`, `remove_shard`, `reshard`, `rebalance`, `drain`, `undrain`, `repair`, `revert`, `accept_drift` and `dissolve` here, `create` by POST /v1/topologies and `replace_spec` by PUT /v1/topologies/{name}",
         ))),
     }
 }

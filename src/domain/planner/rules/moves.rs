@@ -208,5 +208,5 @@ fn step(q: &Question, from: &Party, to: &Party, slots: SlotSet) -> MoveSlots {
 /// The part of a step that is about some slots, if there is one.
 fn part_of(step: MoveSlots, slots: &SlotSet) -> Option<MoveSlots> {
     let slots = step.slots.intersection(slots);
-    (!slots.is_empty()).then(|| MoveSlots { slots, how: MoveMethod::Keys, ..step })
+    (!slots.is_empty()).then_some(MoveSlots { slots, how: MoveMethod::Keys, ..step })
 }

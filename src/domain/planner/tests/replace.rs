@@ -12,7 +12,7 @@ use crate::domain::intent::{
 use crate::domain::refusal::Refusal;
 use crate::domain::spec::ClusterSpec;
 
-fn put(
+pub(super) fn put(
     now: &Topology,
     spec: ClusterSpec,
     seen: &Observation,
@@ -21,20 +21,20 @@ fn put(
     Ok(after(now, replace::amend(&intent, now, seen)?))
 }
 
-fn cluster(topology: &Topology) -> ClusterSpec {
+pub(super) fn cluster(topology: &Topology) -> ClusterSpec {
     let Spec::Cluster(spec) = &topology.spec else { unreachable!() };
     let json = serde_json::to_string(spec).unwrap();
     serde_json::from_str(&json).unwrap()
 }
 
-fn newcomer(seen: &mut Observation, n: u16, zone: &str) -> NodeSpec {
+pub(super) fn newcomer(seen: &mut Observation, n: u16, zone: &str) -> NodeSpec {
     let new = node(100 + n, zone);
     seen.nodes.insert(new.address.clone(), Sighting::Seen(Box::new(blank(&new.address, 0))));
     new
 }
 
 /// `PUT` of what `GET` gives is no change, in whatever order.
-fn puts_back(now: &Topology, seen: &Observation) {
+pub(super) fn puts_back(now: &Topology, seen: &Observation) {
     let mut spec = cluster(now);
     assert_eq!(put(now, spec.clone(), seen).unwrap(), (now.clone(), Terms::default()));
     spec.nodes.reverse();
@@ -148,16 +148,18 @@ fn a_spec_that_drains_hands_over_as_drain_does() {
 }
 
 #[test]
-fn what_needs_slots_to_move_is_refused() {
-    let nodes = (0..8).map(|n| node(n, &format!("z{}", n % 3))).collect();
+fn what_makes_no_sense_is_refused() {
+    let nodes = (0..6).map(|n| node(n, &format!("z{}", n % 3))).collect();
     let (now, seen) = made(&spec(3, 1, nodes), 1);
     let refused = |change: &dyn Fn(&mut ClusterSpec)| {
         let mut wanted = cluster(&now);
         change(&mut wanted);
         put(&now, wanted, &seen).unwrap_err()
     };
-    let shards = refused(&|s| s.shards = 4);
-    assert!(matches!(&shards, Refusal::Unsupported(why) if why.contains("add_shard")), "{shards}");
+    let many = refused(&|s| s.shards = 4);
+    assert!(matches!(&many, Refusal::Invalid(e) if e[0].pointer == "/spec/nodes"), "{many}");
+    let two = refused(&|s| s.shards = 2);
+    assert!(matches!(&two, Refusal::Invalid(e) if e[0].pointer == "/spec/shards"), "{two}");
     let few = refused(&|s| s.nodes.truncate(5));
     assert!(matches!(&few, Refusal::Invalid(e) if e[0].pointer == "/spec/nodes"), "{few}");
     let stray = refused(&|s| {
