@@ -179,7 +179,7 @@ impl Sweep {
         stride: usize,
     ) -> Findings {
         let mut findings = Findings::default();
-        let wrong = self.case(scenario, None, &mut findings).await;
+        let wrong = Box::pin(self.case(scenario, None, &mut findings)).await;
         if let Some(wrong) = wrong {
             findings.divergences.push(format!("{scenario:?} undisturbed: {wrong}"));
             return findings;
@@ -196,7 +196,7 @@ impl Sweep {
         for fault in faults {
             findings.cases += 1;
             let mut counted = Findings::default();
-            if let Some(wrong) = self.case(scenario, Some(fault), &mut counted).await {
+            if let Some(wrong) = Box::pin(self.case(scenario, Some(fault), &mut counted)).await {
                 findings.divergences.push(format!("{scenario:?} {fault:?}: {wrong}"));
             }
         }
