@@ -194,50 +194,6 @@ impl Step {
         }
     }
 
-    /// The move, if it is one.
-    #[must_use]
-    pub fn moves(&self) -> Option<&slots::MoveSlots> {
-        match self {
-            Self::MoveSlots(step) => Some(step),
-            Self::ClaimSlots(_)
-            | Self::RestoreSettings(_)
-            | Self::RewriteConfig(_)
-            | Self::ResetNode(_)
-            | Self::Forget(_)
-            | Self::Configure(_)
-            | Self::SetTemporary(_)
-            | Self::Meet(_)
-            | Self::Replicate(_)
-            | Self::AwaitAgreement(_)
-            | Self::AwaitSync(_)
-            | Self::BumpEpoch(_)
-            | Self::FailOver(_)
-            | Self::Leave(_) => None,
-        }
-    }
-
-    /// The slots that somebody is to serve after it.
-    #[must_use]
-    pub fn slots(&self) -> Option<&SlotSet> {
-        match self {
-            Self::ClaimSlots(step) => Some(&step.slots),
-            Self::MoveSlots(step) => Some(&step.slots),
-            Self::RestoreSettings(_)
-            | Self::RewriteConfig(_)
-            | Self::ResetNode(_)
-            | Self::Forget(_)
-            | Self::Configure(_)
-            | Self::SetTemporary(_)
-            | Self::Meet(_)
-            | Self::Replicate(_)
-            | Self::AwaitAgreement(_)
-            | Self::AwaitSync(_)
-            | Self::BumpEpoch(_)
-            | Self::FailOver(_)
-            | Self::Leave(_) => None,
-        }
-    }
-
     /// The kind's name, as the API shows it.
     #[must_use]
     pub fn kind(&self) -> &'static str {
