@@ -226,6 +226,15 @@ pub struct OpenSlotsMark {
 }
 
 impl MarkKind {
+    /// The slots that may be half-way, if the mark is about some.
+    #[must_use]
+    pub fn open_slots(&self) -> Option<&OpenSlotsMark> {
+        match self {
+            Self::OpenSlots(open) => Some(open),
+            Self::Setting(_) | Self::Unwritten | Self::Hold(_) | Self::Identity(_) => None,
+        }
+    }
+
     /// The cluster identity that nobody is to know any more, if the mark is about one.
     #[must_use]
     pub fn identity(&self) -> Option<&ClusterNodeId> {

@@ -190,7 +190,7 @@ pub(super) fn taken_over(
     spread(&going, &takers, |slot| bytes.get(&slot).copied().unwrap_or(0)).map_err(
         |NoRoom { needed, room }| {
             let why = format!(
-                "{needed} bytes would move to the other shards, which have room for {room} (five sixths of what maxmemory leaves free): raise their maxmemory, or delete keys first"
+                "{needed} bytes would move to the other shards, which have room for {room} bytes (five sixths of what maxmemory leaves free): raise their maxmemory, or delete keys first"
             );
             let errors = vec![FieldError::new(field, why)];
             Refusal::NodesUnfit { errors, redis: None }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::members::succession;
 use super::{Amendment, RevertIntent, about, unjudged};
 use crate::domain::node::{Address, ClusterNodeId};
-use crate::domain::observation::{Observation, Report};
+use crate::domain::observation::{Observation, Report, Role};
 use crate::domain::planner::{Leaver, ResetTerm, Terms};
 use crate::domain::refusal::{FieldError, Refusal};
 use crate::domain::slot::SlotSet;
@@ -30,19 +30,16 @@ pub fn amend(
     let older = target(intent, now, older)?;
     let going = departing(now, older, seen)
         .map_err(|errors| Refusal::NodesUnfit { errors, redis: None })?;
-    let (founded, orphans): (Vec<_>, Vec<(&Shard, SlotSet)>) = older
-        .layout
-        .shards()
-        .into_iter()
-        .filter(|(shard, slots)| agreed_primary(shard, slots, seen).is_none())
-        .partition(|(shard, slots)| is_elsewhere(shard, slots, seen));
+    let mut terms = Terms { forming: nothing_left(older, seen), ..going };
+    let mut orphans: Vec<(&Shard, SlotSet)> = older.layout.shards();
+    orphans.retain(|(shard, slots)| agreed_primary(shard, slots, seen).is_none());
+    orphans.retain(|(shard, slots)| {
+        let founder = founder(shard, slots, seen);
+        terms.founders.extend(founder.clone().map(|node| (shard.id, node)));
+        founder.is_none()
+    });
     let mut errors: Vec<FieldError> =
         orphans.iter().flat_map(|(shard, _)| unknowable(shard, &older.spec, seen)).collect();
-    let mut terms = Terms { forming: nothing_left(older, seen), ..going };
-    for (shard, _) in &founded {
-        let blank = shard.members.iter().find(|m| seen.report(m).is_some());
-        terms.founders.extend(blank.map(|node| (shard.id, node.clone())));
-    }
     if terms.forming {
         terms.resets = remains(older, seen);
     }
@@ -148,14 +145,20 @@ fn identity_among(
     members.iter().any(|m| knows(&m)).then(|| id.clone())
 }
 
-/// Whether others serve a shard's slots, and its members hold nothing.
-fn is_elsewhere(shard: &Shard, slots: &SlotSet, seen: &Observation) -> bool {
-    let reports = shard.members.iter().filter_map(|m| seen.report(m));
-    let idle =
-        |r: &Report| r.keys == 0 && r.cluster.as_ref().is_some_and(|v| v.my_slots().is_empty());
+/// Who begins a shard anew whose slots others serve: a member that holds nothing. Replicas still show
+/// what their primary had.
+fn founder(shard: &Shard, slots: &SlotSet, seen: &Observation) -> Option<Address> {
     let elsewhere = view::served_by(seen, |node| !shard.members.contains(node));
-    let mut reports = reports.peekable();
-    reports.peek().is_some() && reports.all(idle) && slots.difference(&elsewhere).is_empty()
+    let serves = |m: &Address| seen.view(m).is_some_and(|v| !v.my_slots().is_empty());
+    if !slots.difference(&elsewhere).is_empty() || shard.members.iter().any(serves) {
+        return None;
+    }
+    let holds = |r: &&Report| r.role == Role::Primary && r.keys > 0;
+    if shard.members.iter().filter_map(|m| seen.report(m)).any(|r| holds(&r)) {
+        return None;
+    }
+    let primary = |m: &&Address| seen.report(m).is_some_and(|r| r.role == Role::Primary);
+    shard.members.iter().find(primary).cloned()
 }
 
 fn drained(spec: &Spec) -> &BTreeSet<Address> {

@@ -127,6 +127,16 @@ impl Action for MoveSlots {
                 return Check::Waiting(Wait::for_gossip(&one.address, why));
             }
         }
+        // The epoch by which others will believe the target is one above all that it knows: one that
+        // has just joined would get one that is too small, lose the slots again and drop their keys.
+        let epochs = |v: &ClusterView| {
+            v.peers.values().map(|p| p.epoch).fold(v.current_epoch.max(v.my_epoch), u64::max)
+        };
+        let top = seen.nodes.keys().filter_map(|a| seen.view(a)).map(epochs).max();
+        if self.view_of(&self.to, seen).map(epochs) < top {
+            let why = format!("{} does not know the cluster's epoch yet", self.to.address);
+            return Check::Waiting(Wait::for_gossip(&self.to.address, why));
+        }
         Check::Ready
     }
 

@@ -9,7 +9,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::topologies::{LayoutView, find, last_seen};
 use crate::domain::id::{PlanId, ShardId};
 use crate::domain::node::Address;
-use crate::domain::observation::Observation;
+use crate::domain::observation::{Mark, Observation, OpenSlot};
 use crate::domain::slot::SlotSet;
 use crate::domain::spec::{Mode, Spec};
 use crate::domain::survivability::{self, Loss, Lost, Survivability, groups};
@@ -123,9 +123,10 @@ pub struct ShardSlots {
     primary: Option<Address>,
     slots: String,
     count: usize,
-    /// Keys on the primary, in all its slots.
+    /// Keys on the primary, in all its slots; null while it was not seen.
     keys: Option<u64>,
-    /// Memory that the primary uses, in bytes, its own overhead included.
+    /// Memory that the primary uses, in bytes, its own overhead included; null while it was not
+    /// seen.
     bytes: Option<u64>,
 }
 
@@ -276,14 +277,17 @@ pub async fn slots(
 }
 
 fn open(seen: &Observation) -> Vec<OpenSlotView> {
+    let ours = |slot| {
+        let opened = |mark: &Mark| mark.what.open_slots().is_some_and(|o| o.slots.contains(slot));
+        seen.marks.iter().any(opened)
+    };
     let of_node = |address: &Address| {
         let opens = seen.view(address).map(|v| v.open.as_slice()).unwrap_or_default();
-        let view = |o: &crate::domain::observation::OpenSlot| {
+        let view = |o: &OpenSlot| {
             let other = seen.by_cluster_id(&o.other).cloned();
             let me = Some(address.clone());
             let (from, to) = if o.giving { (me, other) } else { (other, me) };
-            // No step opens slots yet, so an open one is somebody else's.
-            OpenSlotView { slot: o.slot, from, to, ours: false }
+            OpenSlotView { slot: o.slot, from, to, ours: ours(o.slot) }
         };
         opens.iter().map(view).collect::<Vec<_>>()
     };

@@ -257,6 +257,5 @@ fn step(q: &Question, from: &Party, to: &Party, slots: SlotSet) -> MoveSlots {
 /// The part of a step that is about some slots, if there is one.
 fn part_of(step: MoveSlots, slots: &SlotSet) -> Option<MoveSlots> {
     let slots = step.slots.intersection(slots);
-    let whole = MoveSlots { slots, how: MoveMethod::Keys, ..step };
-    (!whole.slots.is_empty()).then_some(whole)
+    (!slots.is_empty()).then_some(MoveSlots { slots, how: MoveMethod::Keys, ..step })
 }
