@@ -372,7 +372,7 @@ impl Case {
         }
         match fault {
             Some(Fault::Command(index, Way::FrozenSender)) => {
-                self.drive_past_a_frozen_one(index).await
+                Box::pin(self.drive_past_a_frozen_one(index)).await
             }
             Some(_) | None => self.drive(fault).await,
         }

@@ -423,9 +423,13 @@ fn prepare(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
 fn claims(q: &Question) -> Vec<Step> {
     let mut slots_of: BTreeMap<Address, SlotSet> = BTreeMap::new();
     let moving = moves(q).iter().fold(SlotSet::empty(), |all, step| all.union(&step.slots));
+    // What belongs to a node that does not answer now is moved when it, or its heir, does.
+    let peers = q.seen.nodes.keys().filter_map(|a| q.seen.view(a)).flat_map(|v| &v.peers);
+    let silent = peers.filter(|(id, _)| q.seen.by_cluster_id(id).is_none());
+    let unseen = silent.fold(SlotSet::empty(), |all, (_, peer)| all.union(&peer.slots));
     for (shard, slots) in shards(q) {
         if let Some(primary) = primary(q, shard, slots) {
-            slots_of.insert(primary, slots.difference(&moving));
+            slots_of.insert(primary, slots.difference(&moving).difference(&unseen));
         }
     }
     // Whoever is to serve slots from now on gets an epoch of its own in a cluster that has some.
