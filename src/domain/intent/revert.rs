@@ -34,9 +34,10 @@ pub fn amend(
     let mut orphans: Vec<(&Shard, SlotSet)> = older.layout.shards();
     orphans.retain(|(shard, slots)| agreed_primary(shard, slots, seen).is_none());
     orphans.retain(|(shard, slots)| {
-        let founder = founder(shard, slots, seen);
-        terms.founders.extend(founder.clone().map(|node| (shard.id, node)));
-        founder.is_none()
+        let Some(node) = founder(shard, slots, seen) else { return true };
+        terms.founders.insert(shard.id, node);
+        terms.resets.extend(bereft(shard, seen));
+        false
     });
     let mut errors: Vec<FieldError> =
         orphans.iter().flat_map(|(shard, _)| unknowable(shard, &older.spec, seen)).collect();
@@ -159,6 +160,17 @@ fn founder(shard: &Shard, slots: &SlotSet, seen: &Observation) -> Option<Address
     }
     let primary = |m: &&Address| seen.report(m).is_some_and(|r| r.role == Role::Primary);
     shard.members.iter().find(primary).cloned()
+}
+
+/// Replicas of a primary that left, which would keep its identity alive: they begin blank.
+fn bereft(shard: &Shard, seen: &Observation) -> BTreeMap<Address, ResetTerm> {
+    let ghosts = seen.ghosts();
+    let reset = |node: &Address| {
+        let followed = seen.view(node)?.me()?.primary.as_ref()?;
+        let report = seen.report(node).filter(|_| ghosts.contains(followed))?;
+        Some((node.clone(), ResetTerm::of(report)?))
+    };
+    shard.members.iter().filter_map(reset).collect()
 }
 
 fn drained(spec: &Spec) -> &BTreeSet<Address> {
