@@ -376,7 +376,8 @@ mod tests {
             questions(&Ask::default(), Some(&Facts { capabilities, clustered }))
         };
         let unknown = questions(&Ask::default(), None);
-        assert_eq!(facts(Flavor::Valkey, 8, true), unknown);
+        assert_eq!(facts(Flavor::Valkey, 9, true), unknown);
+        assert!(!facts(Flavor::Valkey, 8, true).contains(&Question::SlotJobs));
         let old = facts(Flavor::Redis, 6, true);
         assert!(!old.contains(&Question::ClusterShards) && !old.contains(&Question::Functions));
         let alone = facts(Flavor::Redis, 7, false);
