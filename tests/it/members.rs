@@ -208,7 +208,11 @@ async fn two_dead_replicas_are_replaced_one_after_the_other() {
         let seen = world.client.get(&format!("{TOPOLOGY}/observation")).await.unwrap();
         seen["marks"].as_array().unwrap().len()
     };
-    assert!(marked().await >= 2);
+    until("marks of both", SOON, async || {
+        let marks = marked().await;
+        if marks >= 2 { Ok(()) } else { Err(format!("{marks}")) }
+    })
+    .await;
     let nodes = world.client.get("/v1/nodes").await.unwrap()["items"].clone();
     let path = |number: usize| {
         let of = |n: &&Value| n["address"] == address(&world, number);

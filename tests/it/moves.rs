@@ -132,7 +132,11 @@ async fn a_killed_server_finishes_what_it_began() {
             json!({ "kind": "remove_shard", "shard": "3" }),
         ] {
             let body = json!({ "intent": intent });
-            let plan = world.client.submit(PLANS, &body, None).await.unwrap();
+            // The machine may be so busy that the database is late (503): clients try again.
+            let plan = until("it is taken", Duration::from_secs(20), async || {
+                world.client.submit(PLANS, &body, None).await.map_err(|e| e.to_string())
+            })
+            .await;
             tokio::time::sleep(Duration::from_millis(dice.below(900))).await;
             world.server.kill9();
             world.server.restart().await.unwrap();

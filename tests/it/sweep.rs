@@ -72,6 +72,11 @@ async fn a_put_that_replaces_two_nodes_comes_out_the_same_whatever_goes_wrong() 
     sweep(Scenario::ReplaceSpec).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reshard_comes_out_the_same_whatever_goes_wrong() {
+    sweep(Scenario::Reshard).await;
+}
+
 /// Each mistake shows only when something goes wrong: undisturbed, all comes out well.
 async fn with(mistake: Mistake, way: Way) -> Findings {
     Sweep::with_mistake(mistake).await.run(Scenario::Create, &[way], false, 3).await

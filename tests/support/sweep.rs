@@ -25,6 +25,7 @@ use reeve::domain::observation::{MarkKind, Observation, Report, Sighting};
 use reeve::domain::plan::{Plan, PlanState};
 use reeve::domain::planner;
 use reeve::domain::policy::Policy;
+use reeve::domain::slot::{SLOTS, key_slot};
 use reeve::domain::spec::{ClusterSpec, NodeSpec, Spec};
 use reeve::domain::step::command::Verb;
 use reeve::engine::desk::{CreateRequest, PlanOptions};
@@ -112,6 +113,8 @@ pub enum Scenario {
     Drain,
     /// Another spec: two blank nodes come in the place of a primary and of another shard's replica.
     ReplaceSpec,
+    /// Some slots with keys, and some without, go from one shard to another.
+    Reshard,
 }
 
 /// A mistake that is made on purpose, to see that the sweep finds it.
@@ -355,7 +358,8 @@ impl Case {
             | Scenario::RemoveReplica
             | Scenario::ReplaceNode
             | Scenario::Drain
-            | Scenario::ReplaceSpec => self.submit(scenario).await?,
+            | Scenario::ReplaceSpec
+            | Scenario::Reshard => self.submit(scenario).await?,
         }
         // A look that fails for the request itself refuses it, and that was all.
         self.looks_before = self.sim.looks();
@@ -486,6 +490,15 @@ impl Case {
                 Intent::Drain(intent::DrainIntent { zone, node: None })
             }
             Scenario::ReplaceSpec => self.replace_two().await?,
+            Scenario::Reshard => {
+                // Each slot is several commands.
+                let slots = self.keys.iter().map(|key| key_slot(key.as_bytes()));
+                let full = slots.filter(|slot| *slot < SLOTS / 3).take(4);
+                let slots = Some(full.chain(0..4).collect());
+                let (from, to) = ("0".to_owned(), "1".to_owned());
+                let moves = vec![intent::reshard::SlotMove { from, to, slots, count: None }];
+                Intent::Reshard(intent::reshard::ReshardIntent { moves, max_latency_ms: None })
+            }
         };
         let flushes = self.nodes.iter().map(|n| format!("flush:{n}")).collect();
         let submitted = self.engine.submit(&self.name, &intent, &options(flushes), "sweep").await;
@@ -647,6 +660,7 @@ impl Case {
             | Scenario::Revert
             | Scenario::Failover
             | Scenario::RemoveReplica
+            | Scenario::Reshard
             | Scenario::Drain => &[],
         };
         let members: BTreeSet<Address> =
@@ -675,6 +689,7 @@ impl Case {
             | Scenario::AddReplica
             | Scenario::RemoveReplica
             | Scenario::ReplaceNode
+            | Scenario::Reshard
             | Scenario::ReplaceSpec => self.check_cluster(topology).await,
             Scenario::Drain => {
                 self.check_drained().await?;
