@@ -19,8 +19,7 @@ pub struct Cluster<'a> {
 }
 
 impl<'a> Cluster<'a> {
-    /// With all slots in equal parts, in the order of the nodes; of another program than the usual one
-    /// where one is named.
+    /// With all slots in equal parts; of another program than the usual one where one is named.
     pub async fn create(
         bench: &'a Bench,
         name: &'a str,
@@ -42,7 +41,9 @@ impl<'a> Cluster<'a> {
             "mode": "cluster", "shards": size, "replicas_per_shard": 0, "nodes": spec }});
         bench.carry_out("/v1/topologies", &body, std::time::Instant::now()).await?;
         let mut cluster = Self { bench, name, judge, nodes };
-        cluster.members(|_| true).await?;
+        let owners = cluster.owners().await?;
+        let lowest = |node: &Redis| owners.get(&node.address()).and_then(|s| s.iter().next());
+        cluster.nodes.sort_by_key(lowest);
         Ok(cluster)
     }
 
@@ -60,7 +61,7 @@ impl<'a> Cluster<'a> {
         Ok(members.into_iter().map(|m| (m.address.clone(), m.slots())).collect())
     }
 
-    /// Addresses in the order in which the nodes were started.
+    /// In the order of the slots that they had at first.
     pub fn addresses(&self) -> Vec<String> {
         self.nodes.iter().map(Redis::address).collect()
     }

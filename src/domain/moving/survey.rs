@@ -14,7 +14,7 @@ use crate::domain::step::slots::MoveSlots;
 
 const COUNTED_AT_ONCE: usize = 1024;
 const LISTED_AT_ONCE: u64 = 2000;
-const SIZED_AT_ONCE: usize = 200;
+const SIZED_AT_ONCE: usize = 1000;
 /// Of one slot. Listing more would hold its server up.
 const LISTED_OF_A_SLOT: u64 = 5000;
 /// Of one server.

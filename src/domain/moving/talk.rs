@@ -47,7 +47,7 @@ pub enum Saying {
     CountKeys { slot: u16 },
     /// `CLUSTER GETKEYSINSLOT`: keys.
     ListKeys { slot: u16, at_most: u32 },
-    /// `MEMORY USAGE key SAMPLES 5`: a number of bytes, or nothing where the key is gone.
+    /// `MEMORY USAGE`, from five elements of the key: a number of bytes, or nothing where it is gone.
     Size { key: Key },
     /// `TYPE`: a text, or nothing where the key is gone.
     TypeOf { key: Key },

@@ -1,11 +1,11 @@
 //! The keys of open slots: batch by batch, until the source lists none.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{Chunk, Item, LISTED, Listed, Moved, Mover, PATIENCE, Stall};
+use super::{Chunk, Item, LISTED, Listed, Moved, Mover, PATIENCE, Queues, Stall};
 use crate::domain::fault::{Fault, UNREACHABLE};
 use crate::domain::moving::BigKey;
 use crate::domain::moving::talk::{Answer, Key, Lane, Saying, SlotState};
@@ -14,39 +14,28 @@ use crate::domain::step::slots::MIGRATE_WITHIN_MS;
 /// How often the source may fail to hand a batch over before it is given up.
 const FAILURES: u32 = 3;
 
-/// What the source listed of each open slot, and did not hand over yet; a slot without any has to be
-/// listed again, until it has none.
-type Queues = BTreeMap<u16, VecDeque<Item>>;
-
 /// What goes out together: of each slot some keys.
 #[derive(Default)]
 struct Batch {
     parts: Vec<(u16, Vec<Key>)>,
-    /// What each key takes.
-    sizes: Vec<u64>,
+    /// What each key takes, with its slot.
+    sizes: Vec<(u16, u64)>,
     /// The one big key that it consists of.
     big: Option<BigKey>,
 }
 
 impl Mover<'_> {
-    /// Opens slots and moves their keys; says whether none is left. A key that nobody accepted keeps its
-    /// slot open.
-    pub(super) async fn drain(&self, chunk: Chunk, moved: &mut Moved) -> Result<bool, Fault> {
-        let Chunk { slots, items: mut known, .. } = chunk;
-        let mut listed = self.open(&slots).await?;
-        let mut queues = Queues::new();
+    /// Moves the keys of open slots; gives the slots that have none any more. A key that nobody accepted
+    /// keeps its slot open.
+    pub(super) async fn drain(&self, chunk: Chunk, moved: &mut Moved) -> Result<Vec<u16>, Fault> {
+        let Chunk { mut slots, mut queues, .. } = chunk;
         let mut failures = 0;
         let mut free = Instant::now();
-        loop {
-            self.queue(listed, &mut known, &mut queues).await?;
-            if queues.is_empty() {
-                return Ok(true);
+        while let Some(batch) = self.next_batch(&mut queues, moved) {
+            if !self.reins.lasts(batch.within()) {
+                break;
             }
-            let Some(batch) = self.next_batch(&mut queues, moved) else { return Ok(false) };
-            if !self.reins.loose(batch.within()) {
-                return Ok(false);
-            }
-            listed = match self.hand_over(batch, &queues, free.elapsed(), moved).await? {
+            let listed = match self.hand_over(batch, &queues, free.elapsed(), moved).await? {
                 Ok(listed) => listed,
                 Err(fault) => {
                     failures += 1;
@@ -58,12 +47,15 @@ impl Mover<'_> {
                 }
             };
             free = Instant::now();
+            self.queue(listed, &mut HashMap::new(), &mut queues).await?;
         }
+        slots.retain(|slot| !queues.contains_key(slot));
+        Ok(slots)
     }
 
     /// The target takes these slots, and the source gives them: from now on no new key comes into them
     /// there. What it lists then; a list from before would not show what was written until then.
-    async fn open(&self, slots: &[u16]) -> Result<Listed, Fault> {
+    pub(super) async fn hand_out(&self, slots: &[u16]) -> Result<Listed, Fault> {
         self.acquaint(slots).await?;
         let job = self.job;
         let takes = |&slot: &u16| {
@@ -94,7 +86,7 @@ impl Mover<'_> {
     }
 
     /// Queues what was listed; a slot of which nothing was is done.
-    async fn queue(
+    pub(super) async fn queue(
         &self,
         listed: Listed,
         known: &mut HashMap<Key, Item>,
@@ -127,8 +119,9 @@ impl Mover<'_> {
     /// As many keys as may go together; when only big ones are left, one of those; nothing if none
     /// of them may.
     fn next_batch(&self, queues: &mut Queues, moved: &mut Moved) -> Option<Batch> {
-        let usual = queues.values().flatten().filter(|item| item.stall_ms.is_none());
-        let mut usual = usual.map(|item| item.bytes).peekable();
+        let all = queues.iter().flat_map(|(slot, queue)| queue.iter().map(|item| (*slot, item)));
+        let usual = all.filter(|(_, item)| item.stall_ms.is_none());
+        let mut usual = usual.map(|(slot, item)| (slot, item.bytes)).peekable();
         if usual.peek().is_none() {
             return self.next_big(queues, moved);
         }
@@ -144,7 +137,7 @@ impl Mover<'_> {
                     kept.push_back(item);
                 } else {
                     room -= 1;
-                    batch.sizes.push(item.bytes);
+                    batch.sizes.push((slot, item.bytes));
                     part.push(item.key);
                 }
             }
@@ -168,7 +161,7 @@ impl Mover<'_> {
                     held.push(big);
                 } else if let Some(item) = queue.remove(i) {
                     let parts = vec![(slot, vec![item.key])];
-                    return Some(Batch { parts, sizes: vec![item.bytes], big: Some(big) });
+                    return Some(Batch { parts, sizes: vec![(slot, item.bytes)], big: Some(big) });
                 }
             }
         }

@@ -15,7 +15,7 @@ mod atomic;
 mod drain;
 mod side;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -44,6 +44,9 @@ const PROBE_EVERY: Duration = Duration::from_millis(25);
 /// wait between.
 const CONFIRMATIONS: u32 = 10;
 const CONFIRM_AFTER: Duration = Duration::from_millis(200);
+
+/// For how much longer than it should a move goes on to end what it has begun.
+const GRACE: Duration = Duration::from_millis(250);
 
 /// How long one batch of usual keys may take, with all that goes wrong.
 pub const PATIENCE: Duration = Duration::from_millis(MIGRATE_WITHIN_MS + 4000);
@@ -82,9 +85,15 @@ pub struct Reins<'a> {
 }
 
 impl Reins<'_> {
+    /// Whether more may be begun.
     fn loose(&self, within: Duration) -> bool {
         let time = !self.halt.load(Ordering::Relaxed) && Instant::now() < self.until;
         time && self.lease.lasts(within)
+    }
+
+    /// Whether what was begun may be brought to its end: slots are better not left open.
+    fn lasts(&self, within: Duration) -> bool {
+        Instant::now() < self.until + GRACE && self.lease.lasts(within)
     }
 }
 
@@ -189,17 +198,20 @@ struct Left {
     big: Vec<u16>,
 }
 
-/// Slots that are opened together.
+/// Slots that are open together.
 #[derive(Default)]
 struct Chunk {
     slots: Vec<u16>,
-    /// What is known of their keys.
-    items: HashMap<Key, Item>,
+    queues: Queues,
     /// Slots with big keys, which are not opened yet.
     big: Vec<u16>,
     /// Big keys that may not move; their slots stay where they are.
     held: Vec<BigKey>,
 }
+
+/// What the source listed of each open slot, and did not hand over yet; a slot without any has to be
+/// listed again, until it has none.
+type Queues = BTreeMap<u16, VecDeque<Item>>;
 
 impl Left {
     /// What is to be opened next, and whose keys have to be looked at before: what is open already cannot
@@ -221,31 +233,25 @@ impl Left {
 }
 
 impl Mover<'_> {
-    /// While the keys of one chunk go over, the next is weighed and the one before closed: the servers
+    /// While the keys of one chunk go over, the next is opened and the one before closed: the servers
     /// need not wait for that.
     async fn run(&self, moved: &mut Moved) -> Result<(), Fault> {
         let (keys, open) = (self.count().await?, self.job.open.clone());
         let mut left = Left { keys, open, big: Vec::new() };
         let mut chunk = Chunk::default();
         let mut drained = Vec::new();
-        while self.reins.loose(side::SHORT) {
+        loop {
             left.big.append(&mut chunk.big);
             moved.held.append(&mut chunk.held);
-            let slots = chunk.slots.clone();
-            let next = left.next();
-            if slots.is_empty() && next.is_none() {
-                break;
+            let next = if self.reins.loose(side::SHORT) { left.next() } else { None };
+            if chunk.slots.is_empty() && next.is_none() {
+                return self.close(&drained).await;
             }
-            let (over, weighed, closed) =
-                join3(self.drain(chunk, moved), self.weigh(next), self.close(&drained)).await;
-            drained.clear();
+            let (over, opened, closed) =
+                join3(self.drain(chunk, moved), self.open(next), self.close(&drained)).await;
             closed?;
-            if !over? {
-                break;
-            }
-            (chunk, drained) = (weighed?, slots);
+            (drained, chunk) = (over?, opened?);
         }
-        self.close(&drained).await
     }
 
     /// How many keys the source holds in each slot.
@@ -264,14 +270,15 @@ impl Mover<'_> {
         Ok(counts)
     }
 
-    /// Looks at the keys of slots before they are opened.
-    async fn weigh(&self, next: Option<(Vec<u16>, Vec<u16>)>) -> Result<Chunk, Fault> {
+    /// Opens slots, after a look at their keys: one with a big key comes later, or stays closed.
+    async fn open(&self, next: Option<(Vec<u16>, Vec<u16>)>) -> Result<Chunk, Fault> {
         let Some((slots, unknown)) = next else { return Ok(Chunk::default()) };
         let mut chunk = Chunk { slots, ..Chunk::default() };
+        let mut known = HashMap::new();
         for (slot, items) in self.measure(self.list(&unknown).await?).await? {
             let big: Vec<BigKey> = items.iter().filter_map(|item| item.big(slot)).collect();
             if big.is_empty() {
-                chunk.items.extend(items.into_iter().map(|item| (item.key.clone(), item)));
+                known.extend(items.into_iter().map(|item| (item.key.clone(), item)));
                 continue;
             }
             chunk.slots.retain(|s| *s != slot);
@@ -281,6 +288,8 @@ impl Mover<'_> {
             }
             chunk.held.extend(held);
         }
+        let listed = self.hand_out(&chunk.slots).await?;
+        self.queue(listed, &mut known, &mut chunk.queues).await?;
         Ok(chunk)
     }
 

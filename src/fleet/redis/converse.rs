@@ -52,9 +52,7 @@ fn command(saying: &Saying, target: &Target) -> Cmd {
         Saying::ListKeys { slot, at_most } => {
             words.arg("CLUSTER").arg("GETKEYSINSLOT").arg(slot).arg(at_most)
         }
-        Saying::Size { key } => {
-            words.arg("MEMORY").arg("USAGE").arg(&key.0[..]).arg("SAMPLES").arg(5)
-        }
+        Saying::Size { key } => words.arg("MEMORY").arg("USAGE").arg(&key.0[..]),
         Saying::TypeOf { key } => words.arg("TYPE").arg(&key.0[..]),
         Saying::Migrate { to, keys, within_ms } => {
             words = migrate(to, keys, *within_ms, target);
@@ -244,7 +242,7 @@ mod tests {
             (state(SlotState::Stable), "CLUSTER SETSLOT 5 STABLE"),
             (Saying::CountKeys { slot: 5 }, "CLUSTER COUNTKEYSINSLOT 5"),
             (Saying::ListKeys { slot: 5, at_most: 9 }, "CLUSTER GETKEYSINSLOT 5 9"),
-            (Saying::Size { key: key(b"a\xff") }, r"MEMORY USAGE a\xff SAMPLES 5"),
+            (Saying::Size { key: key(b"a\xff") }, r"MEMORY USAGE a\xff"),
             (Saying::TypeOf { key: key(b"a") }, "TYPE a"),
             (Saying::Ping, "PING"),
             (Saying::DumpFunctions, "FUNCTION DUMP"),
