@@ -43,10 +43,11 @@ pub(super) struct Turn<'a> {
     pub halt: &'a AtomicBool,
 }
 
-/// How long the commands of a step may take at most.
+/// How long a stretch of a step may take at most.
 pub(super) fn patience(step: &MoveSlots) -> Duration {
     let worst = step.big.iter().map(|b| b.expected_ms).max().unwrap_or(0);
-    Duration::from_millis(worst.saturating_mul(4)) + mover::PATIENCE
+    // The last batch may begin when all of the time has passed.
+    STRETCH + mover::GRACE + Duration::from_millis(worst.saturating_mul(4)) + mover::PATIENCE
 }
 
 /// Carries a step on, and says what came of it and whether it got anywhere.
@@ -116,6 +117,7 @@ fn job<'a>(turn: &'a Turn<'a>, step: &'a MoveSlots) -> Job<'a> {
         estranged: step.left(seen).difference(&known).iter().collect(),
         max_latency_ms: step.max_latency_ms,
         big: &step.big,
+        small: turn.engine.surveyed.of(&step.from.id),
         how: step.how,
         free_stall_ms: turn.engine.policy.free_pause_ms,
     }
