@@ -5,8 +5,8 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{Chunk, Item, LISTED, Listed, Moved, Mover, PATIENCE, Queues, Stall};
-use crate::domain::fault::{Fault, UNREACHABLE};
+use super::{Chunk, Item, Job, LISTED, Listed, Moved, Mover, PATIENCE, Queues, Stall};
+use crate::domain::fault::{Fault, TARGET_FULL, UNREACHABLE};
 use crate::domain::moving::BigKey;
 use crate::domain::moving::talk::{Answer, Key, Lane, Saying, SlotState};
 use crate::domain::step::slots::MIGRATE_WITHIN_MS;
@@ -190,13 +190,15 @@ impl Mover<'_> {
                     );
                     failed = Some(Fault::new(UNREACHABLE, why, target));
                 }
-                answer => job.source.done(answer)?,
+                answer => job.source.done(answer).map_err(|fault| job.blamed(fault))?,
             }
         }
         if let Some(fault) = failed {
             return Ok(Err(fault));
         }
         let count = batch.sizes.len() as u64;
+        let bytes = batch.sizes.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+        self.tally.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.tally.keys.fetch_add(count, Ordering::Relaxed);
         let left = self.tally.keys_left.load(Ordering::Relaxed).saturating_sub(count);
         self.tally.keys_left.store(left, Ordering::Relaxed);
@@ -226,6 +228,18 @@ fn whole(queue: &VecDeque<Item>, room: usize, is_first: bool) -> Option<usize> {
         return Some(usual);
     }
     is_first.then_some(room)
+}
+
+impl Job<'_> {
+    /// What the target refused for want of memory is no fault of the source that tells it.
+    fn blamed(&self, fault: Fault) -> Fault {
+        if fault.code != "OOM" {
+            return fault;
+        }
+        let target = &self.target.target.address;
+        let why = format!("{target} takes no more keys: {}", fault.message);
+        Fault::new(TARGET_FULL, why, target)
+    }
 }
 
 impl Batch {

@@ -77,6 +77,8 @@ pub struct Job<'a> {
     pub how: MoveMethod,
     /// A stall of that many milliseconds needs nobody's consent.
     pub free_stall_ms: u64,
+    /// How many bytes the target should take before it is looked at again.
+    pub room: Option<u64>,
 }
 
 /// Until when it may go on.
@@ -107,6 +109,7 @@ pub struct Tally {
     pub keys: AtomicU64,
     /// Keys that are still to go, as far as they were counted.
     pub keys_left: AtomicU64,
+    pub bytes: AtomicU64,
 }
 
 /// What came of it.
@@ -246,7 +249,7 @@ impl Mover<'_> {
         loop {
             left.big.append(&mut chunk.big);
             moved.held.append(&mut chunk.held);
-            let next = if self.reins.loose(PATIENCE) { left.next() } else { None };
+            let next = if self.goes_on() { left.next() } else { None };
             if chunk.slots.is_empty() && next.is_none() {
                 return self.close(&drained).await;
             }
@@ -255,6 +258,12 @@ impl Mover<'_> {
             closed?;
             (drained, chunk) = (over?, opened?);
         }
+    }
+
+    /// Whether more slots may be opened.
+    fn goes_on(&self) -> bool {
+        let fits = |room| self.tally.bytes.load(Ordering::Relaxed) <= room;
+        self.reins.loose(side::SHORT) && self.job.room.is_none_or(fits)
     }
 
     /// How many keys the source holds in each slot.
