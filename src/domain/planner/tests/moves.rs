@@ -23,7 +23,7 @@ fn slots_of(shard: usize, topology: &Topology) -> SlotSet {
     topology.layout.shards()[shard].1.clone()
 }
 
-fn from_to(from: usize, to: usize, count: u16) -> ReshardIntent {
+pub(super) fn from_to(from: usize, to: usize, count: u16) -> ReshardIntent {
     let step =
         SlotMove { from: from.to_string(), to: to.to_string(), slots: None, count: Some(count) };
     ReshardIntent { moves: vec![step], max_latency_ms: None }
@@ -44,7 +44,7 @@ fn removing(shard: usize) -> RemoveShardIntent {
 }
 
 /// One of the four, as chance has it.
-fn asked(
+pub(super) fn asked(
     kind: u8,
     (one, other): (Index, Index),
     count: u16,
@@ -100,7 +100,7 @@ fn is_safe(step: &Step, want: &Topology, world: &Observation) -> Result<(), Test
 
 /// The world when nothing is left to do. A forecast takes each step once, so that a prefix in which
 /// some have left may need another one for those who leave later.
-fn carried_out(
+pub(super) fn carried_out(
     want: &Topology,
     terms: &Terms,
     seen: &Observation,
