@@ -29,6 +29,7 @@ mod openapi;
 mod outage;
 mod put;
 mod refusals;
+mod safety;
 mod stream;
 mod sweep;
 mod watch;

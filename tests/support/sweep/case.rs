@@ -14,9 +14,12 @@ use reeve::engine::keeper::{KeepError, Keeper};
 use reeve::fleet::sim::{CallOutcome, SimFleet};
 use reeve::store::{Store, StoreError};
 
+use super::application::Application;
 use super::gate::Gate;
-use super::instance::{engine, engine_on, ensure, keeper, options, options_of_nodes, told};
+use super::layers::Layers;
 use super::{Fault, Mistake, Scenario, Way};
+use crate::support::instance::{engine, ensure, keeper, options, options_of_nodes, told};
+use crate::support::shim::Shimmed;
 
 /// Turns until a case is given up.
 const TURNS: usize = 800;
@@ -38,8 +41,7 @@ pub struct Case {
     pub second: Address,
     /// Who is to leave.
     pub leavers: BTreeSet<Address>,
-    pub keys: BTreeSet<String>,
-    pub mistake: Option<Mistake>,
+    pub layers: Layers,
     /// Looks that were there before the operation was handed in.
     pub looks_before: u64,
     /// When the turn in hand began, by the database's clock.
@@ -56,7 +58,9 @@ impl Case {
         for node in nodes.iter().chain([&guest, &second]) {
             sim.add_node(node, &options_of_nodes());
         }
-        let engine = engine(&store, &sim, mistake);
+        let application = Application::new(sim.clone());
+        let layers = Layers { application, record: Arc::default(), mistake };
+        let engine = engine(&store, layers.over(sim.clone(), &sim));
         Self {
             store,
             sim,
@@ -70,13 +74,18 @@ impl Case {
             guest,
             second,
             leavers: BTreeSet::new(),
-            keys: BTreeSet::new(),
-            mistake,
+            layers,
             looks_before: 0,
             turn_began: None,
         }
     }
 
+    /// Another instance, which knows nothing yet.
+    fn another_engine(&self) -> Arc<Engine> {
+        engine(&self.store, self.layers.over(self.sim.clone(), &self.sim))
+    }
+
+    /// Hands the operation in, and sees it through whatever happens to it.
     pub async fn operate(
         &mut self,
         scenario: Scenario,
@@ -92,11 +101,20 @@ impl Case {
             | Scenario::ReplaceNode
             | Scenario::Drain
             | Scenario::ReplaceSpec
-            | Scenario::Reshard => self.submit(scenario).await?,
+            | Scenario::Reshard
+            | Scenario::Rebalance
+            | Scenario::AddShard
+            | Scenario::RemoveShard => self.submit(scenario).await?,
         }
         // A look that fails for the request itself refuses it, and that was all.
         self.looks_before = self.sim.looks();
         match fault {
+            Some(Fault::Command(index, Way::LoseSource)) => {
+                self.sim.take_over_at(index, &self.ends(scenario).await?.0);
+            }
+            Some(Fault::Command(index, Way::LoseTarget)) => {
+                self.sim.take_over_at(index, &self.ends(scenario).await?.1);
+            }
             Some(Fault::Command(index, way)) => {
                 if let Some(fault) = way.fault() {
                     self.sim.fault_at(index, fault);
@@ -118,11 +136,12 @@ impl Case {
     /// A keeper is held up when the command with that index comes up; another finishes; then the
     /// first goes on from there.
     pub async fn drive_past_a_frozen_one(&mut self, index: u64) -> Result<(), String> {
-        let gate = Arc::new(Gate::new(self.sim.clone(), index));
+        let gate = Gate::new(self.sim.clone(), index);
         // Whoever prepared this makes room.
         self.keeper = None;
         self.expire().await;
-        let held_up = engine_on(&self.store, gate.clone());
+        let behind_it = Arc::new(Shimmed(gate.clone()));
+        let held_up = engine(&self.store, self.layers.over(behind_it, &self.sim));
         let mut old = keeper(&held_up, &self.store).await?;
         let frozen = loop {
             let turn = old.turn();
@@ -147,7 +166,7 @@ impl Case {
         };
         self.sim = self.sim.another_process(1);
         self.expire().await;
-        self.engine = engine(&self.store, &self.sim, self.mistake);
+        self.engine = self.another_engine();
         self.drive(None).await?;
         let before = self.journal().await?;
         gate.open.notify_one();
@@ -243,7 +262,7 @@ impl Case {
     pub async fn turn(&mut self) -> Result<(), String> {
         let mut deaths = self.sim.died();
         deaths.mark_unchanged();
-        if self.mistake == Some(Mistake::LateMarks) {
+        if self.layers.mistake == Some(Mistake::LateMarks) {
             let now = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(self.store.pool());
             self.turn_began = Some(now.await.map_err(told)?);
         }
@@ -270,6 +289,8 @@ impl Case {
             }
             Ok(None) => Ok(()),
             Err(KeepError::Store(StoreError::Moved(_))) => Ok(()),
+            // On a machine that does much else the database may be late.
+            Err(KeepError::Store(error)) if error.is_outage() => Ok(()),
             Err(error) => Err(format!("a turn failed: {}", told(error))),
         }
     }
@@ -287,7 +308,7 @@ impl Case {
                 .unwrap();
         }
         self.expire().await;
-        self.engine = engine(&self.store, &self.sim, self.mistake);
+        self.engine = self.another_engine();
     }
 
     pub fn story(&self, from: u64) -> String {

@@ -13,7 +13,8 @@ use reeve::fleet::{Ask, Fleet, Target};
 
 use super::Scenario;
 use super::case::Case;
-use super::instance::{ensure, options_of_nodes, policy, told};
+use crate::support::instance::{ensure, options_of_nodes, policy, told};
+use crate::support::safety::broken;
 
 /// After the end, so long that whatever was late has come.
 const AFTERWARDS_MS: u64 = 180_000;
@@ -34,13 +35,16 @@ impl Case {
         let touched = self.sim.touched();
         let guests: &[&Address] = match scenario {
             Scenario::AddReplica | Scenario::ReplaceNode => &[&self.guest],
-            Scenario::ReplaceSpec => &[&self.guest, &self.second],
+            Scenario::ReplaceSpec | Scenario::AddShard | Scenario::RemoveShard => {
+                &[&self.guest, &self.second]
+            }
             Scenario::Create
             | Scenario::Dissolve
             | Scenario::Revert
             | Scenario::Failover
             | Scenario::RemoveReplica
             | Scenario::Reshard
+            | Scenario::Rebalance
             | Scenario::Drain => &[],
         };
         let members: BTreeSet<Address> =
@@ -70,6 +74,9 @@ impl Case {
             | Scenario::RemoveReplica
             | Scenario::ReplaceNode
             | Scenario::Reshard
+            | Scenario::Rebalance
+            | Scenario::AddShard
+            | Scenario::RemoveShard
             | Scenario::ReplaceSpec => self.check_cluster(topology).await,
             Scenario::Drain => {
                 self.check_drained().await?;
@@ -124,8 +131,13 @@ impl Case {
         let left =
             planner::unsettled(&wanted, &BTreeSet::new(), &BTreeSet::new(), &seen, &policy());
         ensure(left.is_empty(), || format!("it is not settled: {left:?}"))?;
-        let keys = self.sim.surviving_keys();
-        let lost: Vec<_> = self.keys.difference(&keys).collect();
+        let lost = self.layers.application.lost();
         ensure(lost.is_empty(), || format!("{} keys are lost: {lost:?}", lost.len()))
+    }
+
+    /// Where slots moved in an order that may lose something, whether or not it did.
+    pub fn broken_rules(&self) -> Option<String> {
+        let broken = broken(&self.layers.record.lock().unwrap());
+        (!broken.is_empty()).then(|| format!("rules are broken:\n{}", broken.join("\n")))
     }
 }

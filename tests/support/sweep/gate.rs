@@ -7,19 +7,20 @@ use futures::future::BoxFuture;
 use tokio::sync::Notify;
 
 use reeve::domain::moving::talk::{Answer, Saying};
-use reeve::domain::node::Address;
-use reeve::domain::observation::Report;
 use reeve::domain::step::command::Verb;
-use reeve::fleet::sim::SimFleet;
-use reeve::fleet::{Ask, Fleet, FleetError, Talk, Target};
+use reeve::fleet::sim::{Sent, SimFleet};
+use reeve::fleet::{Fleet, FleetError, Talk, Target};
 
-/// A fleet that holds its caller up, once, when a certain command is about to be sent.
+use crate::support::shim::Shim;
+
+/// Once, when that command is about to be sent.
+#[derive(Clone)]
 pub struct Gate {
     sim: Arc<SimFleet>,
     index: u64,
-    pub reached: Notify,
-    pub open: Notify,
-    used: AtomicBool,
+    pub reached: Arc<Notify>,
+    pub open: Arc<Notify>,
+    used: Arc<AtomicBool>,
 }
 
 impl Gate {
@@ -27,23 +28,21 @@ impl Gate {
         let (reached, open, used) = Default::default();
         Self { sim, index, reached, open, used }
     }
+
+    /// Whoever is to send so many commands waits if that one is among them.
+    async fn pass(&self, commands: usize) {
+        let next = self.sim.commands();
+        let due = commands > 0 && next + commands as u64 > self.index;
+        if due && !self.used.swap(true, Ordering::Relaxed) {
+            self.reached.notify_one();
+            self.open.notified().await;
+        }
+    }
 }
 
-impl Fleet for Gate {
-    fn look<'a>(
-        &'a self,
-        target: &'a Target,
-        ask: &'a Ask,
-    ) -> BoxFuture<'a, Result<Report, FleetError>> {
-        self.sim.look(target, ask)
-    }
-
-    fn knock<'a>(&'a self, node: &'a Address, port: u16) -> BoxFuture<'a, Result<(), FleetError>> {
-        self.sim.knock(node, port)
-    }
-
-    fn fence<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<(), FleetError>> {
-        self.sim.fence(target)
+impl Shim for Gate {
+    fn behind(&self) -> &dyn Fleet {
+        &*self.sim
     }
 
     fn send<'a>(
@@ -52,12 +51,7 @@ impl Fleet for Gate {
         verbs: &'a [Verb],
     ) -> BoxFuture<'a, Result<(), FleetError>> {
         Box::pin(async move {
-            let next = self.sim.calls().len() as u64;
-            let due = next + verbs.len() as u64 > self.index;
-            if due && !self.used.swap(true, Ordering::Relaxed) {
-                self.reached.notify_one();
-                self.open.notified().await;
-            }
+            self.pass(verbs.len()).await;
             self.sim.send(target, verbs).await
         })
     }
@@ -67,6 +61,10 @@ impl Fleet for Gate {
         talk: &'a Talk<'a>,
         sayings: &'a [Saying],
     ) -> BoxFuture<'a, Result<Vec<Answer>, FleetError>> {
-        self.sim.converse(talk, sayings)
+        Box::pin(async move {
+            let commands = sayings.iter().filter(|s| Sent::Saying((*s).clone()).changes());
+            self.pass(commands.count()).await;
+            self.sim.converse(talk, sayings).await
+        })
     }
 }

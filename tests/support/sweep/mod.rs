@@ -7,21 +7,29 @@
 //! that is dropped in the middle of its turn; its successor is another instance that takes the lease
 //! over, knows nothing, and looks.
 
+mod application;
 mod case;
 mod check;
 mod gate;
-mod instance;
+mod layers;
 mod mistaken;
 mod scenario;
 
+use std::collections::BTreeMap;
+
 use reeve::demo::servers::{Folder, Postgres};
-use reeve::fleet::sim::{CallFault, LookFault};
+use reeve::domain::moving::talk::Saying;
+use reeve::fleet::sim::{CallFault, CallRecord, LookFault, Sent};
 use reeve::store::Store;
 
 use self::case::Case;
-use self::instance::TTL;
 pub use self::mistaken::Mistake;
 pub use self::scenario::Scenario;
+use crate::support::instance::TTL;
+
+/// Of many commands of one kind, so many first ones and one of so many others.
+const FIRST: u64 = 12;
+const NOW_AND_THEN: u64 = 331;
 
 /// Ways in which a command can go wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +46,10 @@ pub enum Way {
     /// The sender freezes before its batch, another takes over and finishes, then it thaws with the
     /// batch on its lips.
     FrozenSender,
+    /// Just before it, in the shard that gives slots a replica takes over.
+    LoseSource,
+    /// The same in the shard that gets them.
+    LoseTarget,
 }
 
 impl Way {
@@ -50,6 +62,8 @@ impl Way {
         Self::Freeze,
         Self::FrozenSender,
     ];
+    /// What can also happen while slots move.
+    pub const MOVING: [Self; 2] = [Self::LoseSource, Self::LoseTarget];
 
     fn fault(self) -> Option<CallFault> {
         Some(match self {
@@ -59,7 +73,7 @@ impl Way {
             Self::Late => CallFault::Late { after_ms: 400 },
             Self::LateAndDie => CallFault::Late { after_ms: 60_000 },
             Self::Freeze => CallFault::Freeze,
-            Self::FrozenSender => return None,
+            Self::FrozenSender | Self::LoseSource | Self::LoseTarget => return None,
         })
     }
 }
@@ -78,6 +92,8 @@ pub struct Findings {
     pub looks: u64,
     pub cases: usize,
     pub divergences: Vec<String>,
+    /// What each command of the undisturbed run was, but for its slot.
+    kinds: Vec<String>,
 }
 
 pub struct Sweep {
@@ -130,7 +146,7 @@ impl Sweep {
         }
         let command = |index| ways.iter().map(move |way| Fault::Command(index, *way));
         let look = |index| [LookFault::Die, LookFault::Fail].map(|f| Fault::Look(index, f));
-        let commands = (0..findings.commands).flat_map(command);
+        let commands = chosen(&findings.kinds).into_iter().flat_map(command);
         // Of few commands, each counts.
         let commands = commands.step_by(if findings.commands < 5 { stride.min(3) } else { stride });
         // There are many more looks than commands, and to miss one changes less.
@@ -164,20 +180,44 @@ impl Sweep {
         if let Err(wrong) = case.prepare(scenario).await {
             return Some(format!("preparing it: {wrong}"));
         }
-        let commands = case.sim.calls().len() as u64;
+        let commands = case.sim.commands();
         let fault = fault.map(|fault| match fault {
             Fault::Command(index, way) => Fault::Command(commands + index, way),
             look @ Fault::Look(..) => look,
         });
         let done = Box::pin(case.operate(scenario, fault)).await;
-        counted.commands = case.sim.calls().len() as u64 - commands;
+        counted.commands = case.sim.commands() - commands;
         counted.looks = case.sim.looks() - case.looks_before;
+        if fault.is_none() {
+            counted.kinds = case.sim.calls().iter().skip(commands as usize).map(kind).collect();
+        }
         let wrong = match done {
             Ok(()) => case.check(scenario).await.err(),
             Err(wrong) => Some(wrong),
         };
-        let wrong = wrong.map(|w| format!("{w}\n{}", case.story(commands)));
+        let all = [wrong, case.broken_rules()].into_iter().flatten().reduce(|a, b| a + "\n" + &b);
+        let wrong = all.map(|w| format!("{w}\n{}", case.story(commands)));
         case.tidy_up().await;
         wrong
     }
+}
+
+/// A command, but for the slot that it is about.
+fn kind(call: &CallRecord) -> String {
+    match &call.sent {
+        Sent::Saying(Saying::SetSlot { state, .. }) => format!("{} {state:?}", call.node),
+        sent => format!("{} {sent:?}", call.node),
+    }
+}
+
+/// All commands; of many of one kind the first and then one now and then.
+fn chosen(kinds: &[String]) -> Vec<u64> {
+    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut counts_in = |kind| {
+        let count = counts.entry(kind).or_default();
+        *count += 1;
+        *count <= FIRST || count.is_multiple_of(NOW_AND_THEN)
+    };
+    let chosen = kinds.iter().zip(0..).filter(|(kind, _)| counts_in(kind.as_str()));
+    chosen.map(|(_, index)| index).collect()
 }

@@ -3,11 +3,11 @@
 use reeve::domain::intent::{self, Intent};
 use reeve::domain::node::Address;
 use reeve::domain::plan::PlanState;
-use reeve::domain::slot::{SLOTS, key_slot};
+use reeve::domain::slot::{SlotSet, key_slot};
 use reeve::domain::spec::{ClusterSpec, NodeSpec, Spec};
 
 use super::case::Case;
-use super::instance::{options, told};
+use crate::support::instance::{options, told};
 
 /// What is carried out, and from where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +32,12 @@ pub enum Scenario {
     ReplaceSpec,
     /// Some slots with keys, and some without, go from one shard to another.
     Reshard,
+    /// The same slots go back to where they were, since every shard is to have its share.
+    Rebalance,
+    /// Two blank nodes become one more shard, with a share of the slots.
+    AddShard,
+    /// A shard with few slots goes, and its nodes leave.
+    RemoveShard,
 }
 
 impl Case {
@@ -67,10 +73,10 @@ impl Case {
         self.drive(None).await?;
         for i in 0..60 {
             let key = format!("key-{i}");
-            self.sim.put(&key)?;
-            self.keys.insert(key);
+            self.layers.application.put(&key)?;
         }
         self.sim.advance(5000);
+        self.prepare_slots(scenario).await?;
         if scenario == Scenario::Revert {
             self.submit(Scenario::Dissolve).await?;
             // Replicas go first, in one round; then the primaries would.
@@ -83,6 +89,65 @@ impl Case {
             self.drive_until(None, PlanState::Cancelled).await?;
         }
         Ok(())
+    }
+
+    /// Brings slots to where they are to move from.
+    async fn prepare_slots(&mut self, scenario: Scenario) -> Result<(), String> {
+        let steps = match scenario {
+            Scenario::Rebalance => vec![self.moving(2, 0)],
+            Scenario::RemoveShard => vec![self.adding(false), self.moving(0, 3)],
+            Scenario::AddShard => {
+                self.layers.application.turn_to(&SlotSet::all());
+                return Ok(());
+            }
+            _ => return Ok(()),
+        };
+        for intent in steps {
+            self.hand_in(&intent).await?;
+            self.drive(None).await?;
+            self.sim.advance(5000);
+        }
+        Ok(())
+    }
+
+    /// Some slots go from one shard to another: four with keys and four without, since each slot is
+    /// several commands. They are what the application writes to.
+    fn moving(&self, from: usize, to: usize) -> Intent {
+        let share = SlotSet::shares(3).swap_remove(from);
+        let keys = self.layers.application.keys();
+        let with_keys: SlotSet = keys.iter().map(|key| key_slot(key.as_bytes())).collect();
+        let full = share.intersection(&with_keys);
+        let empty = share.difference(&with_keys);
+        let slots: SlotSet = full.iter().take(4).chain(empty.iter().take(4)).collect();
+        self.layers.application.turn_to(&slots);
+        let (from, to, slots) = (from.to_string(), to.to_string(), Some(slots));
+        let moves = vec![intent::reshard::SlotMove { from, to, slots, count: None }];
+        Intent::Reshard(intent::ReshardIntent { moves, max_latency_ms: None })
+    }
+
+    fn adding(&self, rebalance: bool) -> Intent {
+        let node = |(address, zone): (&Address, &str)| {
+            let (address, zone) = (address.clone(), zone.to_owned());
+            intent::NodeChoice::New(NodeSpec { address, zone, host: None })
+        };
+        let nodes = [(&self.guest, "d"), (&self.second, "e")].map(node).to_vec();
+        Intent::AddShard(intent::AddShardIntent { nodes, rebalance })
+    }
+
+    /// A node of a shard that gives slots, and one of a shard that gets them.
+    pub async fn ends(&self, scenario: Scenario) -> Result<(Address, Address), String> {
+        let stored = self.store.topology(&self.name).await.map_err(told)?;
+        let shards = stored.wanted.layout.shards();
+        let of = |index: usize| {
+            let shard = shards.iter().find(|(shard, _)| usize::from(shard.index) == index);
+            shard.map(|(shard, _)| shard.members[0].clone()).ok_or("no such shard")
+        };
+        Ok(match scenario {
+            Scenario::Rebalance => (of(0)?, of(2)?),
+            Scenario::AddShard => (of(0)?, self.guest.clone()),
+            Scenario::RemoveShard => (self.guest.clone(), of(0)?),
+            _ => (of(0)?, of(1)?),
+        })
     }
 
     pub async fn submit(&mut self, scenario: Scenario) -> Result<(), String> {
@@ -118,18 +183,24 @@ impl Case {
                 Intent::Drain(intent::DrainIntent { zone, node: None })
             }
             Scenario::ReplaceSpec => self.replace_two().await?,
-            Scenario::Reshard => {
-                // Each slot is several commands.
-                let slots = self.keys.iter().map(|key| key_slot(key.as_bytes()));
-                let full = slots.filter(|slot| *slot < SLOTS / 3).take(4);
-                let slots = Some(full.chain(0..4).collect());
-                let (from, to) = ("0".to_owned(), "1".to_owned());
-                let moves = vec![intent::reshard::SlotMove { from, to, slots, count: None }];
-                Intent::Reshard(intent::reshard::ReshardIntent { moves, max_latency_ms: None })
+            Scenario::Reshard => self.moving(0, 1),
+            Scenario::Rebalance => Intent::Rebalance(intent::RebalanceIntent {
+                threshold_percent: Some(0),
+                ..Default::default()
+            }),
+            Scenario::AddShard => self.adding(true),
+            Scenario::RemoveShard => {
+                self.leavers = [self.guest.clone(), self.second.clone()].into();
+                let (shard, primary) = (None, Some(self.guest.clone()));
+                Intent::RemoveShard(intent::RemoveShardIntent { shard, primary })
             }
         };
+        self.hand_in(&intent).await
+    }
+
+    async fn hand_in(&mut self, intent: &Intent) -> Result<(), String> {
         let flushes = self.nodes.iter().map(|n| format!("flush:{n}")).collect();
-        let submitted = self.engine.submit(&self.name, &intent, &options(flushes), "sweep").await;
+        let submitted = self.engine.submit(&self.name, intent, &options(flushes), "sweep").await;
         self.plan = Some(submitted.map_err(told)?.id);
         Ok(())
     }

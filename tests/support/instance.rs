@@ -14,11 +14,9 @@ use reeve::engine::keeper::Keeper;
 use reeve::engine::lease::Lease;
 use reeve::engine::{Engine, Options};
 use reeve::fleet::Fleet;
-use reeve::fleet::sim::{SimFleet, SimOptions};
+use reeve::fleet::sim::SimOptions;
 use reeve::store::Store;
 use reeve::store::leases::Instance;
-
-use super::mistaken::{Mistake, Mistaken};
 
 /// A lease that no case outlives; who dies has it expire.
 pub const TTL: Duration = Duration::from_secs(600);
@@ -50,15 +48,7 @@ pub fn policy() -> Policy {
     Policy { backoff_base_ms: 1, ..Policy::default() }
 }
 
-pub fn engine(store: &Store, sim: &Arc<SimFleet>, mistake: Option<Mistake>) -> Arc<Engine> {
-    let fleet: Arc<dyn Fleet> = match mistake {
-        Some(mistake) => Arc::new(Mistaken::new(sim.clone(), mistake)),
-        None => sim.clone(),
-    };
-    engine_on(store, fleet)
-}
-
-pub fn engine_on(store: &Store, fleet: Arc<dyn Fleet>) -> Arc<Engine> {
+pub fn engine(store: &Store, fleet: Arc<dyn Fleet>) -> Arc<Engine> {
     let me = Instance {
         id: InstanceId(clock::new_id()),
         host: "sweep".to_owned(),
