@@ -104,6 +104,14 @@ async fn a_removed_shard_comes_out_the_same_whatever_goes_wrong() {
     sweep_of_moves(Scenario::RemoveShard).await;
 }
 
+/// For so long that their replicas are elected meanwhile: that was once not gone on from.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reshard_outlasts_nodes_that_freeze() {
+    let found = Sweep::new().await.run(Scenario::Reshard, &[Way::Freeze], false, 3).await;
+    assert!(found.cases > 10, "{found:?}");
+    assert!(found.divergences.is_empty(), "{}", found.divergences.join("\n"));
+}
+
 /// Each mistake shows only when something goes wrong: undisturbed, all comes out well.
 async fn with(mistake: Mistake, way: Way) -> Findings {
     Sweep::with_mistake(mistake).await.run(Scenario::Create, &[way], false, 3).await
