@@ -108,6 +108,7 @@ fn job<'a>(turn: &'a Turn<'a>, step: &'a MoveSlots) -> Job<'a> {
     let knows = |a: &&Address| seen.view(a).filter(|v| v.peers.contains_key(&step.to.id));
     let others = seen.nodes.keys().filter(primary);
     let others = others.filter_map(|a| Some(side(a, &knows(&a)?.my_id))).collect();
+    let held = seen.view(&step.from.address).map(|v| v.my_slots()).unwrap_or_default();
     let End { address, id } = &step.to;
     let peer = seen.view(&step.from.address).and_then(|v| v.peers.get(id));
     Job {
@@ -117,6 +118,7 @@ fn job<'a>(turn: &'a Turn<'a>, step: &'a MoveSlots) -> Job<'a> {
         receiver: peer.and_then(|p| p.address.clone()).unwrap_or_else(|| address.clone()),
         others,
         slots: step.left(seen),
+        all: held.difference(&step.slots).is_empty(),
         open,
         estranged: step.left(seen).difference(&known).iter().collect(),
         max_latency_ms: step.max_latency_ms,

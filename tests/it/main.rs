@@ -30,6 +30,7 @@ mod openapi;
 mod outage;
 mod put;
 mod refusals;
+mod safety;
 mod stream;
 mod sweep;
 mod watch;

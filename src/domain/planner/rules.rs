@@ -478,7 +478,9 @@ fn joins(q: &Question) -> Vec<Step> {
     let moves = moves(q);
     for (shard, slots) in shards(q) {
         let Some(primary) = primary(q, shard, slots) else { continue };
-        for node in shard.members.iter().filter(|m| **m != primary) {
+        // One that was cut off from an election may still serve something, and gives that first.
+        let gives = |node: &Address| moves.iter().any(|step| step.from.address == *node);
+        for node in shard.members.iter().filter(|m| **m != primary && !gives(m)) {
             let step = Replicate { node: node.clone(), primary: primary.clone() };
             let undone = step.check(q.seen) != Check::Done;
             if q.terms.forming || !undone || copying.takes(q, node, &primary) {

@@ -1,6 +1,7 @@
 //! Properties that every plan must have, whatever the nodes.
 
 mod adopt;
+mod bounds;
 mod dissolve;
 mod drain;
 mod drift;

@@ -131,6 +131,18 @@ impl Action for MoveSlots {
                 return Check::Waiting(Wait::for_gossip(&one.address, why));
             }
         }
+        // Where a slot has no owner it is the target that has not heard of a failover, and is told.
+        for end in [&self.from, &self.to] {
+            let owned = |v: &ClusterView| {
+                v.peers.values().fold(SlotSet::empty(), |all, p| all.union(&p.slots))
+            };
+            let down = |v: &ClusterView| !v.state_ok && owned(v) == SlotSet::all();
+            if self.view_of(end, seen).is_some_and(down) {
+                let why =
+                    format!("the cluster is down as {} sees it: keys are refused", end.address);
+                return Check::Waiting(Wait::for_gossip(&end.address, why));
+            }
+        }
         // The epoch by which others will believe the target is one above all that it knows: one that
         // has just joined would get one that is too small, lose the slots again and drop their keys.
         let epochs = |v: &ClusterView| {

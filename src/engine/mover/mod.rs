@@ -65,6 +65,8 @@ pub struct Job<'a> {
     /// Other primaries, which are told at the end of each slot.
     pub others: Vec<Side>,
     pub slots: SlotSet,
+    /// Whether the source has no others.
+    pub all: bool,
     /// Those of them that are half-way already.
     pub open: BTreeSet<u16>,
     /// Those of them of which the target does not know that they are the source's.
@@ -407,7 +409,8 @@ impl Mover<'_> {
         for answer in self.confirmed(&job.source, &asked).await? {
             match answer {
                 // It gave its last slot away and follows the new owner already.
-                Answer::Refused { message, .. } if message.contains("SETSLOT only with") => {}
+                Answer::Refused { message, .. }
+                    if job.all && message.contains("SETSLOT only with") => {}
                 Answer::Refused { message, .. } if message.contains("still hold keys") => {
                     let node = &job.source.target.address;
                     return Err(Fault::new(KEYS_LEFT_BEHIND, message, node));

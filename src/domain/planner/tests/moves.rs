@@ -44,7 +44,7 @@ pub(super) fn removing(shard: usize) -> RemoveShardIntent {
 }
 
 /// One of the four, as chance has it.
-fn asked(
+pub(super) fn asked(
     kind: u8,
     (one, other): (Index, Index),
     count: u16,
@@ -100,7 +100,7 @@ fn is_safe(step: &Step, want: &Topology, world: &Observation) -> Result<(), Test
 
 /// The world when nothing is left to do. A forecast takes each step once, so that a prefix in which
 /// some have left may need another one for those who leave later.
-fn carried_out(
+pub(super) fn carried_out(
     want: &Topology,
     terms: &Terms,
     seen: &Observation,
