@@ -5,6 +5,7 @@ mod bounds;
 mod dissolve;
 mod drain;
 mod drift;
+mod held_up;
 mod members;
 mod moves;
 mod replace;

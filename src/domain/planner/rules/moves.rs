@@ -237,7 +237,9 @@ fn resolve(q: &Question, id: &ClusterNodeId) -> Option<Address> {
         | MarkKind::Hold(_) => None,
     });
     let node = address_of(id, q.seen).or(marked)?;
-    let of_node = |(shard, _): &&(Shard, SlotSet)| peopled(q, shard).members.contains(node);
+    let of_node = |(shard, _): &&(Shard, SlotSet)| {
+        peopled(q, shard).members.contains(node) || q.terms.lost.get(node) == Some(&shard.id)
+    };
     let (shard, slots) = shards(q).iter().find(of_node)?;
     primary(q, shard, slots)
 }
