@@ -28,6 +28,7 @@ pub mod planner;
 pub mod policy;
 pub mod refusal;
 mod schema;
+pub mod sentinel;
 pub mod settled;
 pub mod size;
 pub mod slot;

@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 
 use super::id::ShardId;
 use super::node::{Address, Capabilities, ClusterNodeId, Flavor, NodeKind, Version};
+use super::sentinel::{SentinelView, Watch};
 use super::slot::SlotSet;
 
 /// Everything that the planner may know of the world.
@@ -63,6 +64,9 @@ pub struct Report {
     pub cluster_enabled: bool,
     /// Its view of the cluster, where it is a cluster node.
     pub cluster: Option<ClusterView>,
+    /// What it watches, where it is a Sentinel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sentinel: Option<SentinelView>,
     /// Values of the settings that were asked for.
     pub settings: BTreeMap<String, String>,
     /// Whether a replica's login to its primary is configured.
@@ -266,6 +270,12 @@ impl Observation {
         self.report(node)?.cluster.as_ref()
     }
 
+    /// What a Sentinel knows of the deployment of that name, if it answered and watches it.
+    #[must_use]
+    pub fn watch(&self, sentinel: &Address, name: &str) -> Option<&Watch> {
+        self.report(sentinel)?.sentinel.as_ref()?.watches.get(name)
+    }
+
     /// The address of the node that has this cluster id, among those that answered.
     #[must_use]
     pub fn by_cluster_id(&self, id: &ClusterNodeId) -> Option<&Address> {
@@ -352,6 +362,10 @@ impl Sighting {
         hash.update(format!("keys:{}|", report.keys > 0));
         if let Some(view) = &report.cluster {
             hash.update(format!("{}|{}|", view.my_id, view.my_slots()));
+        }
+        if let Some(view) = &report.sentinel {
+            let watches: Vec<_> = view.watches.keys().map(String::as_str).collect();
+            hash.update(format!("{}|{}|", view.my_id, watches.join(",")));
         }
         hex(&hash.finalize()[..8])
     }

@@ -186,7 +186,7 @@ fn ask<'a>(settings: impl Iterator<Item = &'a String>) -> Ask {
     settings.insert("cluster-node-timeout".to_owned());
     settings.insert("repl-diskless-sync-delay".to_owned());
     settings.insert("cluster-allow-replica-migration".to_owned());
-    Ask { settings }
+    Ask { settings, master: None }
 }
 
 pub(super) fn silence(error: FleetError, before: Option<&Sighting>) -> Sighting {

@@ -74,6 +74,7 @@ fn blank(address: &Address, keys: u64) -> Report {
         keys,
         functions: false,
         cluster_enabled: true,
+        sentinel: None,
         cluster: Some(ClusterView {
             my_id: id.clone(),
             state_ok: false,

@@ -30,7 +30,7 @@ use super::{Timeouts, fence};
 use crate::domain::Timestamp;
 use crate::domain::credential::Credential;
 use crate::domain::fault::ANOTHER_NODE;
-use crate::domain::node::Capabilities;
+use crate::domain::node::{Capabilities, NodeKind};
 use crate::fleet::{Fence, FleetError, Target};
 
 /// One node's connections.
@@ -65,6 +65,7 @@ pub(super) struct Link {
 pub(super) struct Facts {
     pub capabilities: Capabilities,
     pub clustered: bool,
+    pub kind: NodeKind,
 }
 
 /// How a server calls one of its clients. The address is there because ids start again at 1 when a

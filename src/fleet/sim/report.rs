@@ -31,15 +31,23 @@ impl Server {
         let password = setting("masterauth").unwrap_or_default();
         let user = setting("masteruser").filter(|user| !user.is_empty());
         let shown = |name: &&String| !SECRET.contains(&name.to_ascii_lowercase().as_str());
+        let kind = match self.sentinel {
+            Some(_) => NodeKind::Sentinel,
+            None => NodeKind::Data,
+        };
         Report {
             observed_at: timestamp(now),
-            kind: NodeKind::Data,
+            kind,
             flavor: self.flavor,
             version: self.version,
             run_id: self.run_id.clone(),
             uptime_seconds: (now - self.started_at) / 1000,
             loading: false,
-            role: role(self.is_replica()),
+            role: match kind {
+                NodeKind::Sentinel => Role::Sentinel,
+                NodeKind::Data => role(self.is_replica()),
+            },
+            sentinel: self.watching(ask.master.as_deref(), now),
             replication: self.replication(now, replicas),
             memory: Memory {
                 used_bytes: self.used_bytes(),

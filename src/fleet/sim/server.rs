@@ -7,6 +7,7 @@ use super::bus::{Envelope, Outgoing};
 use super::dice::Dice;
 use super::failover::Manual;
 use super::keys::{Change, Keys, Value};
+use super::sentinel::Sentinel;
 use super::settings::Settings;
 use super::sync::Sync;
 use super::table::{Ms, Table};
@@ -36,6 +37,8 @@ pub(super) struct Server {
     pub run_id: String,
     pub started_at: Ms,
     pub clustered: bool,
+    /// What it watches, if it is a Sentinel.
+    pub sentinel: Option<Sentinel>,
     pub settings: Settings,
     pub table: Table,
     pub keys: Keys,
@@ -69,6 +72,7 @@ impl Server {
             run_id: dice.hex(),
             started_at: now,
             clustered: options.cluster,
+            sentinel: options.sentinel.then(|| Sentinel::new(dice.hex())),
             settings,
             table: Table::new(dice.id(), dice.hex()),
             keys: Keys::new(),
@@ -135,6 +139,11 @@ impl Server {
         }
         self.functions &= keep == Keep::Everything;
         self.table.restarted(now);
+        match &mut self.sentinel {
+            Some(sentinel) if keep != Keep::Nothing => sentinel.restarted(now),
+            Some(sentinel) => *sentinel = Sentinel::new(self.dice.hex()),
+            None => {}
+        }
         self.compare_keys_with_slots();
     }
 

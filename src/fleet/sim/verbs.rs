@@ -29,6 +29,9 @@ impl Refusal {
 
 impl Server {
     pub fn execute(&mut self, verb: &Verb, target: &Target, now: Ms) -> Result<(), Refusal> {
+        if self.sentinel.is_some() {
+            return self.watch_over(verb, target, now);
+        }
         match verb {
             Verb::ConfigSet { name, value } => self.settings.set(name, value),
             Verb::ConfigRewrite => self.settings.rewrite(),
@@ -40,6 +43,13 @@ impl Server {
                 self.settings.set("masteruser", login.username.as_deref().unwrap_or_default())?;
                 self.settings.set("masterauth", login.reveal())
             }
+            Verb::Watch { .. }
+            | Verb::SetWatch { .. }
+            | Verb::SetWatchLogin(_)
+            | Verb::Unwatch(_)
+            | Verb::ResetWatch(_)
+            | Verb::FailOverWatch { .. }
+            | Verb::FlushSentinelConfig => self.watch_over(verb, target, now),
             Verb::FlushAll if self.is_replica() => {
                 Err(Refusal::new("READONLY", "You can't write against a read only replica."))
             }

@@ -9,7 +9,7 @@ use super::dice::Dice;
 use super::jobs::Job;
 use super::server::{Life, Server};
 use super::table::Ms;
-use super::{Keep, SimOptions, sync};
+use super::{Keep, SimOptions, sync, watching};
 use crate::domain::node::Address;
 
 /// Virtual time begins here, so that nothing happened "at 0".
@@ -107,7 +107,11 @@ impl World {
             sync::ping_replicas(&mut server);
             server.take_arrivals(self.now);
         }
+        let watches = server.sentinel.is_some();
         self.servers.insert(address.clone(), server);
+        if watches {
+            watching::tick(&mut self.servers, address, self.now);
+        }
         self.settle(address);
     }
 

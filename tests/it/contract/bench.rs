@@ -166,7 +166,7 @@ impl Bench {
 
     pub async fn asked(&self, node: usize, settings: &[&str]) -> Report {
         let settings = settings.iter().map(|name| (*name).to_owned()).collect();
-        self.fleet().look(&self.target(node), &Ask { settings }).await.unwrap()
+        self.fleet().look(&self.target(node), &Ask { settings, ..Ask::default() }).await.unwrap()
     }
 
     pub async fn view(&self, node: usize) -> ClusterView {
