@@ -88,7 +88,8 @@ impl<'de> Deserialize<'de> for Address {
     }
 }
 
-/// The id that a node of Redis Cluster gave itself: 40 hex digits (`CLUSTER MYID`).
+/// The id that a node gave itself, 40 hex digits: a node of Redis Cluster for good (`CLUSTER MYID`),
+/// another one for as long as its process runs (`run_id`).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]
 pub struct ClusterNodeId(pub String);
@@ -178,6 +179,15 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
+    /// What every server can do.
+    pub const OLDEST: Self = Self {
+        slot_ranges: false,
+        cluster_shards: false,
+        functions: false,
+        atomic_slots: false,
+        rdb_version: 9,
+    };
+
     #[must_use]
     pub fn of(flavor: Flavor, version: Version) -> Self {
         let from_7 = flavor == Flavor::Valkey || version >= Version::new(7, 0, 0);

@@ -75,6 +75,10 @@ fn forgive(step: &Step, fault: Fault) -> Result<Option<Warning>, Fault> {
         | Step::FailOver(_)
         | Step::MoveSlots(_)
         | Step::CancelSlotJobs(_)
+        | Step::Follow(_)
+        | Step::HandOver(_)
+        | Step::HoldWrites(_)
+        | Step::ReleaseWrites(_)
         | Step::Leave(_) => Err(fault),
     }
 }

@@ -9,6 +9,7 @@ use futures::future::join_all;
 
 use super::Engine;
 use super::apply::apply;
+use super::handover;
 use super::hub::StepProgress;
 use super::keeper::KeepError;
 use super::lease::Lease;
@@ -344,6 +345,15 @@ impl Run {
         }
 
         round.marks_set = due.iter().flat_map(|s| s.action().marks(seen)).collect();
+        let tells = |s: &Step| {
+            let key = s.action().key();
+            s.action()
+                .tells(seen)
+                .into_iter()
+                .map(move |event| (key.clone(), event))
+                .collect::<Vec<_>>()
+        };
+        round.told = due.iter().flat_map(tells).collect();
         // What goes on where it stopped for the look is not begun again.
         let goes_on = |s: &Step| self.courses.contains_key(&s.action().key());
         round.begun = due.iter().filter(|s| !goes_on(s)).cloned().collect();
@@ -484,6 +494,10 @@ impl Run {
                 Step::MoveSlots(step) => {
                     let (moved, got_on) = moves::carry_on(turn, step, &mut course).await;
                     (None, Some((moved, course, got_on)))
+                }
+                Step::HandOver(step) => {
+                    let handed = handover::conduct(&*engine.fleet, step, seen, logins, fence).await;
+                    (Some(handed), None)
                 }
                 step => (Some(apply(&*engine.fleet, step, seen, logins, fence).await), None),
             }

@@ -29,6 +29,8 @@ mod openapi;
 mod outage;
 mod put;
 mod refusals;
+mod replication;
 mod stream;
 mod sweep;
+mod sweep_lone;
 mod watch;

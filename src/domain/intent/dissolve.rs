@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Amendment, about, unjudged};
+use super::{Amendment, about, lone, unjudged};
 use crate::domain::node::Address;
 use crate::domain::observation::Observation;
 use crate::domain::planner::{ResetTerm, Terms};
 use crate::domain::refusal::Refusal;
+use crate::domain::spec::Mode;
 use crate::domain::topology::{Layout, Topology};
 
 /// No members, and terms to empty those that there are. `former` are the members of the last
@@ -18,13 +19,17 @@ pub fn amend(
     seen: &Observation,
 ) -> Result<Amendment, Refusal> {
     let members: BTreeSet<&Address> = match &now.layout {
-        Layout::Cluster { .. } => now.layout.members(),
+        Layout::Cluster { .. } | Layout::Replication { .. } => now.layout.members(),
         Layout::Gone => former.iter().collect(),
-        Layout::Replication { .. } | Layout::Sentinel { .. } => {
+        Layout::Sentinel { .. } => {
             return Err(Refusal::Unsupported(
-                "only a topology of mode cluster can be dissolved yet".to_owned(),
+                "a topology of mode sentinel cannot be dissolved yet".to_owned(),
             ));
         }
+    };
+    let unjudged = match now.spec.mode() {
+        Mode::Cluster => unjudged,
+        Mode::Replication | Mode::Sentinel => lone::unjudged,
     };
     let errors: Vec<_> = members
         .iter()

@@ -8,6 +8,7 @@ pub mod create;
 pub mod dissolve;
 pub mod drain;
 pub mod failover;
+mod lone;
 pub mod members;
 mod moves;
 pub mod rebalance;
@@ -235,7 +236,10 @@ impl Intent {
             Self::Undrain(i) => {
                 drain::named(i.zone.as_deref(), i.node.as_ref(), &now.spec).map(drop)
             }
-            Self::ReplaceSpec(replace) => replace::possible(replace, now).map(drop),
+            Self::ReplaceSpec(replace) => match lone::of(now) {
+                Some(_) => lone::replace::possible(replace, now).map(drop),
+                None => replace::possible(replace, now).map(drop),
+            },
             Self::Reshard(reshard) => reshard::moved(reshard, now).map(drop),
             Self::Rebalance(rebalance) => rebalance::weights(rebalance, now).map(drop),
             Self::AddShard(add) => add_shard::members(add, now).map(drop),
@@ -445,7 +449,7 @@ fn shards_of<'a>(now: &'a Topology, what: &str) -> Result<(&'a ClusterSpec, &'a 
         (Spec::Cluster(spec), Layout::Cluster { shards }) => Ok((spec, shards)),
         (Spec::Cluster(_) | Spec::Replication(_) | Spec::Sentinel(_), _) => {
             Err(Refusal::Unsupported(format!(
-                "{what} is there for topologies of mode cluster that have members; others cannot yet"
+                "{what} is for topologies of mode cluster that have members"
             )))
         }
     }

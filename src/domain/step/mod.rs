@@ -11,9 +11,13 @@ pub mod claim;
 pub mod command;
 pub mod configure;
 pub mod failover;
+pub mod follow;
 pub mod forget;
+pub mod handover;
+pub mod hold;
 pub mod leave;
 pub mod meet;
+pub mod release;
 pub mod replicate;
 pub mod reset;
 pub mod restore;
@@ -25,6 +29,7 @@ pub mod temporary;
 use serde::{Deserialize, Serialize};
 
 use self::command::{Command, ShownCommand};
+use super::event::NewEvent;
 use super::hazard::Hazard;
 use super::node::{Address, Capabilities, Flavor, Version};
 use super::observation::{Mark, Observation, Report, Sighting};
@@ -54,6 +59,10 @@ pub enum Step {
     Leave(leave::Leave),
     MoveSlots(slots::MoveSlots),
     CancelSlotJobs(cancel::CancelSlotJobs),
+    Follow(follow::Follow),
+    HandOver(handover::HandOver),
+    HoldWrites(hold::HoldWrites),
+    ReleaseWrites(release::ReleaseWrites),
 }
 
 /// Where a step stands, judged from what was seen alone.
@@ -114,6 +123,11 @@ pub trait Action {
         commands.iter().map(|c| c.shown(capabilities(&c.node, seen))).collect()
     }
 
+    /// What the journal is told when it is begun first.
+    fn tells(&self, _seen: &Observation) -> Vec<NewEvent> {
+        Vec::new()
+    }
+
     /// What it leaves on nodes; to be committed before the first command.
     fn marks(&self, _seen: &Observation) -> Vec<Mark> {
         Vec::new()
@@ -145,6 +159,10 @@ impl Step {
             Self::Leave(s) => s,
             Self::MoveSlots(s) => s,
             Self::CancelSlotJobs(s) => s,
+            Self::Follow(s) => s,
+            Self::HandOver(s) => s,
+            Self::HoldWrites(s) => s,
+            Self::ReleaseWrites(s) => s,
         }
     }
 
@@ -167,6 +185,10 @@ impl Step {
             | Self::BumpEpoch(_)
             | Self::FailOver(_)
             | Self::CancelSlotJobs(_)
+            | Self::Follow(_)
+            | Self::HandOver(_)
+            | Self::HoldWrites(_)
+            | Self::ReleaseWrites(_)
             | Self::Leave(_) => None,
         }
     }
@@ -190,6 +212,10 @@ impl Step {
             | Self::BumpEpoch(_)
             | Self::FailOver(_)
             | Self::CancelSlotJobs(_)
+            | Self::Follow(_)
+            | Self::HandOver(_)
+            | Self::HoldWrites(_)
+            | Self::ReleaseWrites(_)
             | Self::Leave(_) => None,
         }
     }
@@ -214,6 +240,10 @@ impl Step {
             Self::Leave(_) => "leave",
             Self::MoveSlots(_) => "move_slots",
             Self::CancelSlotJobs(_) => "cancel_slot_jobs",
+            Self::Follow(_) => "follow",
+            Self::HandOver(_) => "hand_over",
+            Self::HoldWrites(_) => "hold_writes",
+            Self::ReleaseWrites(_) => "release_writes",
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::domain::plan::{Displacement, Displaces, Plan, PlanState};
 use crate::domain::planner::{self, Moving, ResetTerm, Terms};
 use crate::domain::refusal::{FieldError, Refusal};
 use crate::domain::settled::{self, Offer, Standing};
-use crate::domain::spec::Spec;
+use crate::domain::spec::{Mode, Spec};
 use crate::domain::step::reset::hazard_id;
 use crate::domain::topology::{Layout, Topology};
 use crate::domain::view;
@@ -262,7 +262,7 @@ impl Engine {
         let before = other.into_iter().chain([now]).flat_map(|t| t.spec.nodes());
         let before = before.map(|n| n.address.clone());
         let marked = marks.iter().map(|m| m.node.clone());
-        let knock = !newcomers.is_empty();
+        let knock = !newcomers.is_empty() && now.spec.mode() == Mode::Cluster;
         let also = newcomers.into_iter().chain(before).chain(marked).collect();
         let mut seen = self.look(by, &also, &logins, None).await;
         if knock {

@@ -74,6 +74,11 @@ async fn add(
         | Verb::CancelSlotJobs
         | Verb::Confirm(_)
         | Verb::FlushAll
+        | Verb::FlushFunctions
+        | Verb::ReplicaOf(_)
+        | Verb::ReplicaOfNone
+        | Verb::PauseWrites { .. }
+        | Verb::Unpause
         | Verb::ResetHard => {
             let mut command = redis::Cmd::new();
             command.arg(verb.words(capabilities));
