@@ -6,15 +6,19 @@
 //! votes come from those that are left. (Source: the Redis Cluster specification, "Replica election
 //! and promotion".) A shard without slots has no vote and nothing to lose.
 
+mod watched;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use self::watched::Watched;
 use super::id::ShardId;
 use super::node::Address;
 use super::observation::{Observation, Sighting};
 use super::slot::SlotSet;
+use super::spec::Spec;
 use super::topology::{Shard, Topology};
 use super::view;
 
@@ -140,6 +144,30 @@ pub fn groups(wanted: &Topology, seen: &Observation) -> Vec<Group> {
         slots,
     };
     wanted.layout.shards().into_iter().map(group).collect()
+}
+
+/// What a topology survives as it is seen.
+#[must_use]
+pub fn of(wanted: &Topology, seen: &Observation) -> Survivability {
+    let groups = groups(wanted, seen);
+    match (&wanted.spec, groups.as_slice()) {
+        (Spec::Sentinel(spec), [group]) => Watched::new(spec, group, seen).survivability(),
+        (Spec::Sentinel(_) | Spec::Cluster(_) | Spec::Replication(_), groups) => {
+            survivability(groups)
+        }
+    }
+}
+
+/// What one failure would do to a topology as it is seen.
+#[must_use]
+pub fn loss(wanted: &Topology, seen: &Observation, fail: &Lost) -> Loss {
+    let groups = groups(wanted, seen);
+    match (&wanted.spec, groups.as_slice()) {
+        (Spec::Sentinel(spec), [group]) => Watched::new(spec, group, seen).loss(fail.clone()),
+        (Spec::Sentinel(_) | Spec::Cluster(_) | Spec::Replication(_), groups) => {
+            what_if(groups, fail)
+        }
+    }
 }
 
 /// Tries every failure.

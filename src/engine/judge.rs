@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::Engine;
-use crate::domain::diagnosis::Rule;
 use crate::domain::diagnosis::drift::{self, Differences};
 use crate::domain::diagnosis::steady::Steady;
+use crate::domain::diagnosis::{Finding, Rule, lone};
 use crate::domain::id::TopologyId;
 use crate::domain::observation::Observation;
 use crate::store::StoreError;
@@ -25,6 +25,9 @@ const WRITE_AT_LEAST: Duration = Duration::from_secs(5);
 pub struct Judge {
     began: Instant,
     drift: Steady<String>,
+    /// What is told at once, as it was told last.
+    alarms: Vec<Finding>,
+    alarmed: Instant,
     /// The differences that the open finding tells of; none where none is open.
     told: Differences,
     written: Instant,
@@ -38,7 +41,9 @@ impl Judge {
         let told: Differences = of_drift.flat_map(|f| drift::told(&f.finding.evidence)).collect();
         let drift = Steady::resume(told.keys().cloned().collect());
         let now = Instant::now();
-        Ok(Self { began: now, drift, told, written: now })
+        let open = open.into_iter().map(|f| f.finding);
+        let alarms = open.filter(|f| lone::RULES.contains(&f.rule)).collect();
+        Ok(Self { began: now, drift, alarms, alarmed: now, told, written: now })
     }
 
     /// Notes one look, and writes what follows from it where it is due.
@@ -50,6 +55,7 @@ impl Judge {
         seen: &Observation,
     ) -> Result<(), StoreError> {
         let wanted = &stored.wanted;
+        self.note_alarms(engine, held, stored, seen).await?;
         if !stored.created || stored.active_plan.is_some() {
             self.drift.interrupt();
             return Ok(());
@@ -76,6 +82,29 @@ impl Judge {
         let finding = drift::finding(&wanted.name, &lasting, &offers);
         engine.store.record_findings(held, RULES, finding.as_slice()).await?;
         (self.told, self.written) = (lasting, Instant::now());
+        Ok(())
+    }
+
+    /// What cannot wait until it lasts.
+    async fn note_alarms(
+        &mut self,
+        engine: &Engine,
+        held: Held,
+        stored: &StoredTopology,
+        seen: &Observation,
+    ) -> Result<(), StoreError> {
+        if !stored.created || stored.wanted.layout.lone().is_none() {
+            return Ok(());
+        }
+        let now = lone::findings(&stored.wanted, seen);
+        let about = |f: &Finding| (f.rule, f.subject.clone());
+        let same = now.iter().map(about).eq(self.alarms.iter().map(about));
+        let refresh = !now.is_empty() && self.alarmed.elapsed() >= WRITE_AT_LEAST;
+        if same && !refresh {
+            return Ok(());
+        }
+        engine.store.record_findings(held, lone::RULES, &now).await?;
+        (self.alarms, self.alarmed) = (now, Instant::now());
         Ok(())
     }
 }

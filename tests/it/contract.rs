@@ -12,6 +12,7 @@ mod faults;
 mod gossip;
 mod moving;
 mod replicas;
+mod sentinels;
 mod single;
 
 macro_rules! contracts {
@@ -97,6 +98,15 @@ contracts! {
     moving::functions,
     moving::slot_jobs,
     moving::whoever_is_spoken_to,
+    sentinels::blank_sentinels,
+    sentinels::they_find_each_other,
+    sentinels::a_dead_primary_is_replaced,
+    sentinels::a_minority_does_nothing,
+    sentinels::forced_failover,
+    sentinels::coordinated_failover,
+    sentinels::failover_after_letting_go,
+    sentinels::ghosts_and_resets,
+    sentinels::a_replica_that_left,
     faults::frozen,
     faults::killed,
     faults::fenced,

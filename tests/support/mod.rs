@@ -4,6 +4,7 @@ pub mod orders;
 pub mod plans;
 pub mod sweep;
 pub mod traffic;
+pub mod watched;
 pub mod world;
 
 use std::path::{Path, PathBuf};

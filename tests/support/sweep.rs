@@ -26,7 +26,7 @@ use reeve::domain::plan::{Plan, PlanState};
 use reeve::domain::planner;
 use reeve::domain::policy::Policy;
 use reeve::domain::slot::{SLOTS, key_slot};
-use reeve::domain::spec::{ClusterSpec, NodeSpec, Spec};
+use reeve::domain::spec::{ClusterSpec, NodeSpec, ReplicationSpec, Spec};
 use reeve::domain::step::command::Verb;
 use reeve::engine::desk::{CreateRequest, PlanOptions};
 use reeve::engine::keeper::{KeepError, Keeper};
@@ -144,6 +144,8 @@ pub struct Sweep {
     _postgres: Postgres,
     store: Store,
     mistake: Option<Mistake>,
+    /// Whether it is one primary with two replicas outside of clusters.
+    lone: bool,
     cases: u32,
 }
 
@@ -153,7 +155,12 @@ impl Sweep {
         let postgres = Postgres::start(&folder.join("postgres")).await.unwrap();
         let store = Store::new(&postgres.url(), TTL).unwrap();
         store.migrate().await.unwrap();
-        Self { _folder: folder, _postgres: postgres, store, mistake: None, cases: 0 }
+        Self { _folder: folder, _postgres: postgres, store, mistake: None, lone: false, cases: 0 }
+    }
+
+    /// The same of a topology of mode replication.
+    pub async fn lone() -> Self {
+        Self { lone: true, ..Self::new().await }
     }
 
     pub async fn with_mistake(mistake: Mistake) -> Self {
@@ -219,7 +226,7 @@ impl Sweep {
         counted: &mut Findings,
     ) -> Option<String> {
         self.cases += 1;
-        let mut case = Case::new(self.store.clone(), self.cases, self.mistake);
+        let mut case = Case::new(self.store.clone(), self.cases, self.mistake, self.lone);
         if let Err(wrong) = case.prepare(scenario).await {
             return Some(format!("preparing it: {wrong}"));
         }
@@ -260,6 +267,7 @@ struct Case {
     leavers: BTreeSet<Address>,
     keys: BTreeSet<String>,
     mistake: Option<Mistake>,
+    lone: bool,
     /// Looks that were there before the operation was handed in.
     looks_before: u64,
     /// When the turn in hand began, by the database's clock.
@@ -267,14 +275,14 @@ struct Case {
 }
 
 impl Case {
-    fn new(store: Store, number: u32, mistake: Option<Mistake>) -> Self {
+    fn new(store: Store, number: u32, mistake: Option<Mistake>, lone: bool) -> Self {
         let sim = SimFleet::new(u64::from(number % 7));
         let host = format!("10.{}.{}", number / 250 % 250, number % 250);
         let address = |i: usize| format!("{host}.{}:7000", i + 1).parse::<Address>().unwrap();
-        let nodes: Vec<Address> = (0..6).map(address).collect();
+        let nodes: Vec<Address> = (0..if lone { 3 } else { 6 }).map(address).collect();
         let (guest, second) = (address(6), address(7));
         for node in nodes.iter().chain([&guest, &second]) {
-            sim.add_node(node, &options_of_nodes());
+            sim.add_node(node, &SimOptions { cluster: !lone, ..options_of_nodes() });
         }
         let engine = engine(&store, &sim, mistake);
         Self {
@@ -292,6 +300,7 @@ impl Case {
             leavers: BTreeSet::new(),
             keys: BTreeSet::new(),
             mistake,
+            lone,
             looks_before: 0,
             turn_began: None,
         }
@@ -303,6 +312,18 @@ impl Case {
             zone: self.zones[i % self.zones.len()].to_owned(),
             host: None,
         };
+        if self.lone {
+            return Spec::Replication(ReplicationSpec {
+                replicas: 2,
+                nodes: self.nodes.iter().enumerate().map(node).collect(),
+                credentials: Default::default(),
+                tls: None,
+                placement: Default::default(),
+                settings: Default::default(),
+                failover: Default::default(),
+                overrides: Default::default(),
+            });
+        }
         Spec::Cluster(ClusterSpec {
             shards: 3,
             replicas_per_shard: 1,
@@ -329,7 +350,11 @@ impl Case {
         self.drive(None).await?;
         for i in 0..60 {
             let key = format!("key-{i}");
-            self.sim.put(&key)?;
+            if self.lone {
+                self.sim.put_on(&self.first(true)?, &key)?;
+            } else {
+                self.sim.put(&key)?;
+            }
             self.keys.insert(key);
         }
         self.sim.advance(5000);
@@ -337,7 +362,7 @@ impl Case {
             self.submit(Scenario::Dissolve).await?;
             // Replicas go first, in one round; then the primaries would.
             let begun = self.sim.calls().len();
-            while self.sim.calls().len() < begun + 3 {
+            while self.sim.calls().len() < begun + if self.lone { 1 } else { 3 } {
                 self.turn().await?;
             }
             let plan = self.plan.ok_or("no plan")?;
@@ -518,10 +543,13 @@ impl Case {
         let primary = self.first(true)?;
         let shards = stored.wanted.layout.shards();
         let other = shards.iter().find(|(shard, _)| !shard.members.contains(&primary));
-        let members = other.map(|(shard, _)| shard.members.clone()).ok_or("no other shard")?;
+        let members = other.or(shards.first()).map(|(shard, _)| shard.members.clone());
+        let members = members.ok_or("no shard")?;
         let is_replica = |n: &&Address| self.sim.inspect(n).is_some_and(|i| !i.primary);
         let replica = members.iter().find(is_replica).cloned().ok_or("no replica")?;
-        let Spec::Cluster(mut spec) = stored.wanted.spec else { return Err("no cluster".into()) };
+        let Spec::Cluster(mut spec) = stored.wanted.spec else {
+            return Ok(self.replace_one(&stored.wanted.spec, primary));
+        };
         for (old, new) in [(&primary, &self.guest), (&replica, &self.second)] {
             for node in spec.nodes.iter_mut().filter(|n| n.address == *old) {
                 node.address = new.clone();
@@ -530,6 +558,17 @@ impl Case {
         self.leavers = [primary, replica].into();
         let spec = Box::new(Spec::Cluster(spec));
         Ok(Intent::ReplaceSpec(intent::ReplaceSpecIntent { spec }))
+    }
+
+    /// Another spec: a blank node comes in the place of the primary.
+    fn replace_one(&mut self, spec: &Spec, primary: Address) -> Intent {
+        let mut nodes = spec.nodes().to_vec();
+        for node in nodes.iter_mut().filter(|n| n.address == primary) {
+            node.address = self.guest.clone();
+        }
+        self.leavers = [primary].into();
+        let spec = Box::new(spec.clone().with_nodes(nodes, 2));
+        Intent::ReplaceSpec(intent::ReplaceSpecIntent { spec })
     }
 
     fn guest_choice(&self) -> intent::NodeChoice {
@@ -654,6 +693,7 @@ impl Case {
         let touched = self.sim.touched();
         let guests: &[&Address] = match scenario {
             Scenario::AddReplica | Scenario::ReplaceNode => &[&self.guest],
+            Scenario::ReplaceSpec if self.lone => &[&self.guest],
             Scenario::ReplaceSpec => &[&self.guest, &self.second],
             Scenario::Create
             | Scenario::Dissolve
@@ -666,7 +706,7 @@ impl Case {
         let members: BTreeSet<Address> =
             self.nodes.iter().chain(guests.iter().copied()).cloned().collect();
         ensure(touched.is_subset(&members), || format!("touched {touched:?}"))?;
-        let blank = options_of_nodes();
+        let blank = SimOptions { cluster: !self.lone, ..options_of_nodes() };
         let fresh = SimFleet::new(0);
         fresh.add_node(&self.nodes[0], &blank);
         let original = fresh.inspect(&self.nodes[0]).ok_or("no such node")?.settings;
@@ -701,9 +741,11 @@ impl Case {
     /// What is drained serves nothing.
     async fn check_drained(&self) -> Result<(), String> {
         let stored = self.store.topology(&self.name).await.map_err(told)?;
-        let Spec::Cluster(spec) = stored.wanted.spec else { return Err("no cluster".into()) };
-        ensure(spec.overrides.drained.len() == 3, || format!("{:?}", spec.overrides))?;
-        for node in &spec.overrides.drained {
+        let drained = stored.wanted.spec.drained();
+        ensure(if self.lone { !drained.is_empty() } else { drained.len() == 3 }, || {
+            format!("{drained:?}")
+        })?;
+        for node in drained {
             let now = self.sim.inspect(node).ok_or("no such node")?;
             ensure(!now.primary && now.slots.is_empty(), || format!("{node} serves: {now:?}"))?;
         }
@@ -744,9 +786,36 @@ impl Case {
         let left =
             planner::unsettled(&wanted, &BTreeSet::new(), &BTreeSet::new(), &seen, &policy());
         ensure(left.is_empty(), || format!("it is not settled: {left:?}"))?;
-        let keys = self.sim.surviving_keys();
+        let keys = match self.lone {
+            false => self.sim.surviving_keys(),
+            true => {
+                self.check_one_primary(&wanted.layout.members())?;
+                let primary = self.first_of(wanted.layout.members(), true)?;
+                self.sim.inspect(&primary).ok_or("no such node")?.keys
+            }
+        };
         let lost: Vec<_> = self.keys.difference(&keys).collect();
         ensure(lost.is_empty(), || format!("{} keys are lost: {lost:?}", lost.len()))
+    }
+
+    /// Outside of clusters: one node takes writes, now and after each is started again.
+    fn check_one_primary(&self, members: &BTreeSet<&Address>) -> Result<(), String> {
+        let leads = |n: &&&Address| self.sim.inspect(n).is_some_and(|i| i.primary);
+        let leading: Vec<_> = members.iter().filter(leads).collect();
+        ensure(leading.len() == 1, || format!("primaries: {leading:?}"))?;
+        for node in members {
+            let now = self.sim.inspect(node).ok_or("no such node")?;
+            let file = now.follows_by_file.is_none();
+            ensure(file == now.primary, || {
+                format!("{node} would start as something else: {now:?}")
+            })?;
+        }
+        Ok(())
+    }
+
+    fn first_of(&self, nodes: BTreeSet<&Address>, primary: bool) -> Result<Address, String> {
+        let is = |n: &&Address| self.sim.inspect(n).is_some_and(|i| i.primary == primary);
+        nodes.into_iter().find(is).cloned().ok_or_else(|| "no such node".to_owned())
     }
 
     /// What was sent, for whoever has to find out why.
@@ -897,7 +966,16 @@ impl Fleet for Gate {
         talk: &'a Talk<'a>,
         sayings: &'a [Saying],
     ) -> BoxFuture<'a, Result<Vec<Answer>, FleetError>> {
-        self.sim.converse(talk, sayings)
+        Box::pin(async move {
+            let next = self.sim.calls().len() as u64;
+            let commands = sayings.iter().filter(|s| matches!(s, Saying::Command(_))).count();
+            let due = commands > 0 && next + commands as u64 > self.index;
+            if due && !self.used.swap(true, std::sync::atomic::Ordering::Relaxed) {
+                self.reached.notify_one();
+                self.open.notified().await;
+            }
+            self.sim.converse(talk, sayings).await
+        })
     }
 }
 

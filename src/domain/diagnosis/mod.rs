@@ -4,6 +4,7 @@
 //! To add a rule: a file here, a variant of [`Rule`], and its call where the keeper judges.
 
 pub mod drift;
+pub mod lone;
 pub mod steady;
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,10 @@ use super::node::Address;
 pub enum Rule {
     /// The nodes are not as wanted, and no plan is at work on them.
     Drift,
+    /// Two nodes of one shard take writes.
+    SplitBrain,
+    /// A primary was started anew without the keys that it had.
+    EmptiedPrimary,
 }
 
 /// How bad a finding is.
@@ -70,6 +75,8 @@ impl Rule {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Drift => "drift",
+            Self::SplitBrain => "split_brain",
+            Self::EmptiedPrimary => "emptied_primary",
         }
     }
 }

@@ -73,6 +73,7 @@ fn blank(address: &Address, keys: u64) -> Report {
         persistence: Persistence::default(),
         keys,
         functions: false,
+        connected_clients: 1,
         cluster_enabled: true,
         sentinel: None,
         cluster: Some(ClusterView {

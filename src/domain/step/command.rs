@@ -41,7 +41,17 @@ pub enum Verb {
     /// only if it is still this one. An address may have been given to another node since the look.
     Confirm(ClusterNodeId),
     FlushAll,
+    FlushFunctions,
     ResetHard,
+    /// Makes a node outside of clusters a replica; its name is resolved by the node.
+    ReplicaOf(Address),
+    /// Makes a replica outside of clusters a primary, with what it has.
+    ReplicaOfNone,
+    /// Has whoever writes wait for at most as long.
+    PauseWrites {
+        ms: u64,
+    },
+    Unpause,
     /// Has a Sentinel watch a primary. The adapter resolves the host first, since Sentinels take IP
     /// literals unless they are told otherwise.
     Watch {
@@ -149,6 +159,11 @@ impl Verb {
             Self::Confirm(_) => words("CLUSTER MYID"),
             // What frees the memory must not block the node.
             Self::FlushAll => words("FLUSHALL ASYNC"),
+            Self::FlushFunctions => words("FUNCTION FLUSH ASYNC"),
+            Self::ReplicaOf(to) => words(&format!("REPLICAOF {} {}", to.host(), to.port())),
+            Self::ReplicaOfNone => words("REPLICAOF NO ONE"),
+            Self::PauseWrites { ms } => words(&format!("CLIENT PAUSE {ms} WRITE")),
+            Self::Unpause => words("CLIENT UNPAUSE"),
             Self::ResetHard => words("CLUSTER RESET HARD"),
             Self::Watch { name, primary, quorum } => {
                 let (host, port) = (primary.host(), primary.port());
@@ -198,6 +213,11 @@ impl Verb {
             | Self::CancelSlotJobs
             | Self::Confirm(_)
             | Self::FlushAll
+            | Self::FlushFunctions
+            | Self::ReplicaOf(_)
+            | Self::ReplicaOfNone
+            | Self::PauseWrites { .. }
+            | Self::Unpause
             | Self::ResetHard
             | Self::Watch { .. }
             | Self::SetWatch { .. }

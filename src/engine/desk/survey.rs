@@ -46,7 +46,7 @@ impl Engine {
             return Ok(first);
         }
         let slots = moves.iter().fold(SlotSet::empty(), |all, step| all.union(&step.slots));
-        let logins = self.logins(wanted.spec.credentials()).await?;
+        let logins = self.logins(&wanted.spec).await?;
         let latency = amendment.terms.moving.max_latency_ms;
         let figures = self.figures(&slots, Depth::Sizes, latency, &logins, seen).await;
         // Slots that are half-way have to be closed, whatever room there is.

@@ -249,8 +249,7 @@ fn report(
     let kind = info.kind();
     let role = match kind {
         NodeKind::Sentinel => Role::Sentinel,
-        NodeKind::Data if info.is("role", "slave") || info.is("role", "replica") => Role::Replica,
-        NodeKind::Data => Role::Primary,
+        NodeKind::Data => info.role(),
     };
     let cluster_enabled = info.is("cluster_enabled", "1");
     let health = answers.0.get(&Question::ClusterShards).map(nodes::health).unwrap_or_default();
@@ -283,6 +282,7 @@ fn report(
         },
         keys: info.keys(),
         functions: answers.has_functions(),
+        connected_clients: info.number("connected_clients"),
         cluster_enabled,
         cluster: cluster_enabled.then(cluster).flatten(),
         settings: ask
@@ -304,7 +304,7 @@ fn report(
     })
 }
 
-fn replication(info: &Info<'_>, role: Role) -> Replication {
+pub(super) fn replication(info: &Info<'_>, role: Role) -> Replication {
     let written = info.number("master_repl_offset");
     let offset = match role {
         Role::Replica => info.count("slave_repl_offset").unwrap_or(written),
@@ -318,6 +318,14 @@ fn replication(info: &Info<'_>, role: Role) -> Replication {
         offset,
         replid: info.text("master_replid"),
         connected_replicas: info.number("connected_slaves").try_into().unwrap_or(u32::MAX),
+        before: info.history_before(),
+        priority: info.count("slave_priority").and_then(|priority| priority.try_into().ok()),
+        read_only: info.get("slave_read_only").map(|value| value == "1"),
+        failover: info
+            .get("master_failover_state")
+            .filter(|state| *state != "no-failover")
+            .map(str::to_owned),
+        replicas: info.replicas(),
     }
 }
 

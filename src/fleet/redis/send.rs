@@ -83,6 +83,11 @@ async fn add(
         | Verb::CancelSlotJobs
         | Verb::Confirm(_)
         | Verb::FlushAll
+        | Verb::FlushFunctions
+        | Verb::ReplicaOf(_)
+        | Verb::ReplicaOfNone
+        | Verb::PauseWrites { .. }
+        | Verb::Unpause
         | Verb::ResetHard
         | Verb::SetWatch { .. }
         | Verb::Unwatch(_)

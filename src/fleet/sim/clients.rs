@@ -31,6 +31,8 @@ pub struct Holding {
     /// Settings as they are, and as they would be after a restart.
     pub settings: BTreeMap<String, String>,
     pub written: BTreeMap<String, String>,
+    /// Whose replica it would be after a restart, outside of clusters.
+    pub follows_by_file: Option<Address>,
 }
 
 impl SimFleet {
@@ -128,6 +130,7 @@ impl SimFleet {
             keys: server.all_keys(),
             settings: server.settings.all(),
             written: server.settings.written(),
+            follows_by_file: server.follows_by_file.clone(),
         })
     }
 

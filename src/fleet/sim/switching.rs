@@ -38,9 +38,9 @@ impl Watched {
                 let reached =
                     promoted.filter(|at| servers.get(*at).is_some_and(Server::is_running));
                 if let Some(at) = reached {
-                    obey(servers, at, None);
+                    obey(servers, at, None, now);
                     if failover.coordinated {
-                        obey(servers, &self.at.clone(), Some(at));
+                        obey(servers, &self.at.clone(), Some(at), now);
                     }
                     self.enter(Stage::WaitPromotion, now);
                 } else if waited > self.failover_timeout {
@@ -65,7 +65,7 @@ impl Watched {
             }
             Stage::Reconfigure => {
                 let Some(promoted) = failover.promoted else { return false };
-                let all = self.reconfigure(&promoted, servers);
+                let all = self.reconfigure(&promoted, servers, now);
                 if all || waited > self.failover_timeout {
                     self.enter(Stage::Update, now);
                 }
@@ -120,7 +120,12 @@ impl Watched {
     }
 
     /// Tells those that follow the old primary to follow the new one, a few at a time; whether all do.
-    fn reconfigure(&mut self, promoted: &Address, servers: &mut BTreeMap<Address, Server>) -> bool {
+    fn reconfigure(
+        &mut self,
+        promoted: &Address,
+        servers: &mut BTreeMap<Address, Server>,
+        now: Ms,
+    ) -> bool {
         let mut busy = 0;
         let mut all = true;
         for (at, replica) in self.replicas.iter_mut().filter(|(at, r)| *at != promoted && !r.down) {
@@ -132,7 +137,7 @@ impl Watched {
             if replica.told {
                 busy += 1;
             } else if busy < self.parallel_syncs && replica.linked {
-                obey(servers, at, Some(promoted));
+                obey(servers, at, Some(promoted), now);
                 replica.told = true;
                 busy += 1;
             }

@@ -34,7 +34,43 @@ impl Server {
         }
         match verb {
             Verb::ConfigSet { name, value } => self.settings.set(name, value),
-            Verb::ConfigRewrite => self.settings.rewrite(),
+            Verb::ConfigRewrite => {
+                self.settings.rewrite()?;
+                self.follows_by_file.clone_from(&self.follows);
+                Ok(())
+            }
+            Verb::ReplicaOf(_) | Verb::ReplicaOfNone if self.clustered => {
+                Err(Refusal::err("REPLICAOF not allowed in cluster mode."))
+            }
+            Verb::ReplicaOf(primary) => {
+                self.replica_of(primary, now);
+                Ok(())
+            }
+            Verb::ReplicaOfNone => {
+                self.replica_of_none();
+                Ok(())
+            }
+            Verb::PauseWrites { ms } => {
+                self.paused_until = self.paused_until.max(now + ms);
+                Ok(())
+            }
+            Verb::Unpause => {
+                self.paused_until = 0;
+                Ok(())
+            }
+            Verb::FlushFunctions => {
+                if self.is_replica() {
+                    let why = "You can't write against a read only replica.";
+                    return Err(Refusal::new("READONLY", why));
+                }
+                self.functions = false;
+                Ok(())
+            }
+            Verb::Confirm(id) if id.0 == self.run_id => Ok(()),
+            Verb::Confirm(id) if !self.clustered => {
+                let said = format!("it is {} and not {id}", self.run_id);
+                Err(Refusal::new(ANOTHER_NODE, said))
+            }
             Verb::SetReplicationLogin => {
                 let Some(login) = &target.replication else {
                     let why = "the topology names no credential for replication";
@@ -66,7 +102,6 @@ impl Server {
             | Verb::Failover(_)
             | Verb::BumpEpoch
             | Verb::CancelSlotJobs
-            | Verb::Confirm(_)
                 if !self.clustered =>
             {
                 Err(Refusal::err("This instance has cluster support disabled"))

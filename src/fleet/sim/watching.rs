@@ -132,7 +132,7 @@ impl Watched {
             && replica.upstream.as_ref() != Some(&self.at)
             && now.saturating_sub(replica.upstream_at) > self.failover_timeout;
         if sane && !replica.down && self.failover.is_none() && (strays || elsewhere) {
-            obey(servers, at, Some(&self.at.clone()));
+            obey(servers, at, Some(&self.at.clone()), now);
         }
     }
 
@@ -250,14 +250,15 @@ fn note(instance: &mut Instance, server: &Server, now: Ms) {
 
 /// Has a data node follow another, or nobody, as Sentinels do: the rest is lost, and its clients have to
 /// come again.
-pub(super) fn obey(servers: &mut Servers, node: &Address, primary: Option<&Address>) {
+pub(super) fn obey(servers: &mut Servers, node: &Address, primary: Option<&Address>, now: Ms) {
     if let Some(server) = servers.get_mut(node).filter(|s| s.is_running()) {
-        server.replicate_from(primary);
+        match primary {
+            Some(primary) => server.replica_of(primary, now),
+            None => server.replica_of_none(),
+        }
         // Without a file to write it goes on all the same.
-        let _ = server.settings.rewrite();
+        if server.settings.rewrite().is_ok() {
+            server.follows_by_file.clone_from(&server.follows);
+        }
     }
-}
-
-impl Server {
-    fn replicate_from(&mut self, _primary: Option<&Address>) {}
 }

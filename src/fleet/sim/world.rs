@@ -102,6 +102,10 @@ impl World {
 
     fn tick(&mut self, address: &Address) {
         let Some(mut server) = self.servers.remove(address) else { return };
+        if server.is_running() && !server.clustered {
+            server.ticks += 1;
+            sync::ping_replicas(&mut server);
+        }
         if server.is_running() && server.clustered {
             server.tick(self.now, &Around(&self.servers));
             sync::ping_replicas(&mut server);

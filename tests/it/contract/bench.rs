@@ -79,6 +79,52 @@ impl World {
         self.comes_back()
     }
 
+    /// Whether an old primary can take part in a failover that a Sentinel leads.
+    pub fn fails_over_together(&self) -> bool {
+        self.flavor == Flavor::Valkey && self.version.major >= 9
+    }
+
+    /// Starts blank nodes outside of clusters, and after them Sentinels that watch nobody.
+    pub async fn start_watched(self, data: usize, sentinels: usize) -> Bench {
+        let config = [("repl-diskless-sync-delay", "0")];
+        let stage = match &self.binary {
+            None => {
+                let fleet = SimFleet::new(self.seed);
+                let lone = SimOptions {
+                    uptime_ms: 0,
+                    cluster: false,
+                    ..SimOptions::of(self.flavor, self.version)
+                };
+                let lone = config.iter().fold(lone, |all, (name, value)| all.with(name, value));
+                let watching = SimOptions::watching(self.flavor, self.version);
+                let address = |n: usize| format!("127.0.0.1:{}", 7001 + n).parse().unwrap();
+                let nodes: Vec<Address> = (0..data + sentinels).map(address).collect();
+                for (n, node) in nodes.iter().enumerate() {
+                    fleet.add_node(node, if n < data { &lone } else { &watching });
+                }
+                Stage::Sim(fleet, nodes)
+            }
+            Some(binary) => {
+                let folder = Folder::fresh("reeve-test").unwrap();
+                let mut nodes = Vec::new();
+                for n in 0..data + sentinels {
+                    let dir = folder.join(&format!("node-{n}"));
+                    let lone = RedisOptions {
+                        dir: dir.clone(),
+                        with_config_file: true,
+                        ..RedisOptions::default()
+                    };
+                    let lone = config.iter().fold(lone, |all, (name, value)| all.with(name, value));
+                    let options = if n < data { lone } else { RedisOptions::sentinel(dir) };
+                    let options = RedisOptions { binary: Some(binary.clone()), ..options };
+                    nodes.push(Redis::start(options).await.unwrap());
+                }
+                Stage::Real { fleet: Box::new(redis_fleet()), nodes, _folder: folder }
+            }
+        };
+        Bench { world: self, stage }
+    }
+
     /// Starts blank cluster nodes that are quick to lose patience.
     pub async fn start(self, count: usize) -> Bench {
         let config = [("cluster-node-timeout", "1000"), ("repl-diskless-sync-delay", "0")];
