@@ -50,6 +50,8 @@ event_types! {
     NodeRecovered = "node.recovered";
     NodeRemoved = "node.removed";
     PrimaryChanged = "primary.changed";
+    /// A Sentinel names another primary to clients than before.
+    SentinelSwitched = "sentinel.switched";
     /// What a node took before it followed its successor, and nobody has.
     FailoverWritesLost = "failover.writes_lost";
     /// Two nodes of one shard take writes.

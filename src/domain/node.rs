@@ -187,6 +187,7 @@ impl Capabilities {
         cluster_shards: false,
         functions: false,
         atomic_slots: false,
+        coordinated_failover: false,
         rdb_version: 9,
     };
 

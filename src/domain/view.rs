@@ -377,7 +377,9 @@ pub fn phase(layout: &Layout, seen: &Observation, life: Life) -> Phase {
         views.iter().filter(|v| !v.state_ok).count() * 2 > views.len()
     };
     let serves = !is_uncovered(layout, seen) && !cluster_fails();
-    let well = reports.len() == members.len()
+    let watched = layout.sentinels().iter().all(|s| seen.report(s).is_some());
+    let well = watched
+        && reports.len() == members.len()
         && statuses.iter().flat_map(|s| &s.replicas).all(|r| r.state == ReplicaState::Online);
     if *layout == Layout::Gone {
         Phase::Deleting

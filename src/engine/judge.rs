@@ -7,15 +7,18 @@ use std::time::{Duration, Instant};
 use super::Engine;
 use crate::domain::diagnosis::drift::{self, Differences};
 use crate::domain::diagnosis::steady::Steady;
-use crate::domain::diagnosis::{Finding, Rule, lone};
+use crate::domain::diagnosis::{Finding, Rule, lone, watched};
 use crate::domain::id::TopologyId;
 use crate::domain::observation::Observation;
+use crate::domain::topology::Topology;
 use crate::store::StoreError;
 use crate::store::leases::Held;
 use crate::store::topologies::StoredTopology;
 
 /// The rules that are judged here.
 const RULES: &[Rule] = &[Rule::Drift];
+/// After a failover Sentinels differ for a moment.
+const DISAGREE_AT_LEAST: Duration = Duration::from_secs(10);
 /// A finding that is open is written this often at least.
 const WRITE_AT_LEAST: Duration = Duration::from_secs(5);
 
@@ -28,6 +31,8 @@ pub struct Judge {
     /// What is told at once, as it was told last.
     alarms: Vec<Finding>,
     alarmed: Instant,
+    /// Since when the Sentinels name different primaries.
+    disagree_since: Option<Instant>,
     /// The differences that the open finding tells of; none where none is open.
     told: Differences,
     written: Instant,
@@ -43,7 +48,15 @@ impl Judge {
         let now = Instant::now();
         let open = open.into_iter().map(|f| f.finding);
         let alarms = open.filter(|f| lone::RULES.contains(&f.rule)).collect();
-        Ok(Self { began: now, drift, alarms, alarmed: now, told, written: now })
+        Ok(Self {
+            began: now,
+            drift,
+            alarms,
+            alarmed: now,
+            disagree_since: None,
+            told,
+            written: now,
+        })
     }
 
     /// Notes one look, and writes what follows from it where it is due.
@@ -85,6 +98,16 @@ impl Judge {
         Ok(())
     }
 
+    /// Sentinels that have not agreed for a while.
+    fn disagreement(&mut self, wanted: &Topology, seen: &Observation) -> Option<Finding> {
+        let Some(finding) = watched::disagreement(wanted, seen) else {
+            self.disagree_since = None;
+            return None;
+        };
+        let since = *self.disagree_since.get_or_insert_with(Instant::now);
+        (since.elapsed() >= DISAGREE_AT_LEAST).then_some(finding)
+    }
+
     /// What cannot wait until it lasts.
     async fn note_alarms(
         &mut self,
@@ -96,7 +119,8 @@ impl Judge {
         if !stored.created || stored.wanted.layout.lone().is_none() {
             return Ok(());
         }
-        let now = lone::findings(&stored.wanted, seen);
+        let mut now = lone::findings(&stored.wanted, seen);
+        now.extend(self.disagreement(&stored.wanted, seen));
         let about = |f: &Finding| (f.rule, f.subject.clone());
         let same = now.iter().map(about).eq(self.alarms.iter().map(about));
         let refresh = !now.is_empty() && self.alarmed.elapsed() >= WRITE_AT_LEAST;

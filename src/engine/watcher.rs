@@ -12,12 +12,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::Engine;
 use super::look::{Logins, silence, target};
+use crate::domain::Timestamp;
 use crate::domain::event::{EventType, NewEvent};
 use crate::domain::health::{Health, MISSES_UNTIL_DOWN};
 use crate::domain::id::ShardId;
 use crate::domain::lineage::{self, Claim};
 use crate::domain::node::Address;
 use crate::domain::observation::{EmptiedMark, Mark, MarkKind, Observation, Role, Sighting};
+use crate::domain::spec::Spec;
 use crate::domain::step::failover::{rest, rests};
 use crate::domain::topology::{Layout, Shard};
 use crate::domain::view;
@@ -38,6 +40,10 @@ pub struct Watch {
     pub health: HealthBook,
     primaries: BTreeMap<ShardId, Address>,
     covered: Option<bool>,
+    /// When each shard was last seen with a primary, and since when without.
+    absences: BTreeMap<ShardId, Absence>,
+    /// Whom each Sentinel names.
+    named: BTreeMap<Address, Address>,
     /// What each node of a lone shard had when it was seen last.
     lives: BTreeMap<Address, Life>,
     /// Those who took writes at the same time, by the last look that could tell.
@@ -46,6 +52,44 @@ pub struct Watch {
     /// Events that the journal has not taken yet, and marks that go with them.
     pending: Vec<NewEvent>,
     rests: Vec<Mark>,
+}
+
+/// How long a shard was without a primary, as far as looks could tell.
+#[derive(Debug, Clone, Copy)]
+struct Absence {
+    last_with: Timestamp,
+    without: Option<(Timestamp, Timestamp)>,
+}
+
+impl Absence {
+    /// Notes one look.
+    fn note(
+        book: &mut BTreeMap<ShardId, Self>,
+        shard: ShardId,
+        present: bool,
+        now: Timestamp,
+    ) -> Self {
+        let absence = book.entry(shard).or_insert(Self { last_with: now, without: None });
+        if !present {
+            let since = absence.without.map_or(now, |(since, _)| since);
+            absence.without = Some((since, now));
+        }
+        let told = *absence;
+        if present {
+            *absence = Self { last_with: now, without: None };
+        }
+        told
+    }
+
+    fn since(&self, now: Timestamp) -> Timestamp {
+        self.without.map_or(now, |(since, _)| since)
+    }
+
+    fn bounds(&self, now: Timestamp) -> serde_json::Value {
+        let least = self.without.map_or(0, |(from, to)| (to - from).num_milliseconds());
+        let most = (now - self.last_with).num_milliseconds();
+        json!({ "at_least": least.max(0), "at_most": most.max(0) })
+    }
 }
 
 /// One life of a node, from start to end.
@@ -173,7 +217,10 @@ impl Watch {
             events.extend(self.note_rivals(shard, seen));
         }
         let clustered = matches!(stored.wanted.layout, Layout::Cluster { .. });
+        events.extend(self.note_sentinels(stored, seen));
         for shard in &shards {
+            let at = crate::clock::now();
+            let absence = Absence::note(&mut self.absences, shard.id, shard.primary.is_some(), at);
             let Some(now) = &shard.primary else { continue };
             let before = self.primaries.insert(shard.id, now.clone());
             if let Some(before) = before.filter(|b| b != now) {
@@ -181,11 +228,11 @@ impl Watch {
                 let voted = seen.report(now).filter(|r| r.cluster_enabled);
                 let elected = voted.filter(|r| rests(shard.id, r, seen).is_none());
                 self.rests.extend(elected.map(|r| rest(shard.id, now, r, true)));
-                let at = crate::clock::now();
                 events.push(NewEvent::new(
                     EventType::PrimaryChanged,
                     json!({ "shard": shard.id, "old_primary": before, "new_primary": now,
-                            "cause": "observed", "detected_at": at, "completed_at": at }),
+                            "cause": "observed", "detected_at": absence.since(at),
+                            "completed_at": at, "unavailable_ms": absence.bounds(at) }),
                 ));
             }
         }
@@ -201,6 +248,25 @@ impl Watch {
             Some(_) | None => {}
         }
         events.into_iter().map(|e| e.by("reeve")).collect()
+    }
+
+    /// Sentinels that name another primary to clients than before.
+    fn note_sentinels(&mut self, stored: &StoredTopology, seen: &Observation) -> Vec<NewEvent> {
+        let Spec::Sentinel(spec) = &stored.wanted.spec else { return vec![] };
+        let mut events = Vec::new();
+        for sentinel in stored.wanted.layout.sentinels() {
+            let Some(watch) = seen.watch(sentinel, &spec.master_name) else { continue };
+            let Some(now) = watch.primary_in(seen) else { continue };
+            let before = self.named.insert(sentinel.clone(), now.clone());
+            if let Some(before) = before.filter(|before| before != now) {
+                events.push(NewEvent::new(
+                    EventType::SentinelSwitched,
+                    json!({ "sentinel": sentinel, "old_primary": before, "new_primary": now,
+                            "epoch": watch.epoch, "detected_at": crate::clock::now() }),
+                ));
+            }
+        }
+        events
     }
 
     /// A primary that comes back as another process without a key is marked before anybody is told to

@@ -34,4 +34,5 @@ mod sentinel;
 mod stream;
 mod sweep;
 mod sweep_lone;
+mod sweep_watched;
 mod watch;

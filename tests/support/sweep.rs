@@ -26,7 +26,7 @@ use reeve::domain::plan::{Plan, PlanState};
 use reeve::domain::planner;
 use reeve::domain::policy::Policy;
 use reeve::domain::slot::{SLOTS, key_slot};
-use reeve::domain::spec::{ClusterSpec, NodeSpec, ReplicationSpec, Spec};
+use reeve::domain::spec::{ClusterSpec, NodeSpec, ReplicationSpec, SentinelSpec, Spec};
 use reeve::domain::step::command::Verb;
 use reeve::engine::desk::{CreateRequest, PlanOptions};
 use reeve::engine::keeper::{KeepError, Keeper};
@@ -115,6 +115,10 @@ pub enum Scenario {
     ReplaceSpec,
     /// Some slots with keys, and some without, go from one shard to another.
     Reshard,
+    /// One Sentinel more watches.
+    AddSentinel,
+    /// A Sentinel stops watching, and the others forget it.
+    RemoveSentinel,
 }
 
 /// A mistake that is made on purpose, to see that the sweep finds it.
@@ -146,6 +150,8 @@ pub struct Sweep {
     mistake: Option<Mistake>,
     /// Whether it is one primary with two replicas outside of clusters.
     lone: bool,
+    /// How many Sentinels watch it.
+    watchers: usize,
     cases: u32,
 }
 
@@ -155,12 +161,25 @@ impl Sweep {
         let postgres = Postgres::start(&folder.join("postgres")).await.unwrap();
         let store = Store::new(&postgres.url(), TTL).unwrap();
         store.migrate().await.unwrap();
-        Self { _folder: folder, _postgres: postgres, store, mistake: None, lone: false, cases: 0 }
+        Self {
+            _folder: folder,
+            _postgres: postgres,
+            store,
+            mistake: None,
+            lone: false,
+            watchers: 0,
+            cases: 0,
+        }
     }
 
     /// The same of a topology of mode replication.
     pub async fn lone() -> Self {
         Self { lone: true, ..Self::new().await }
+    }
+
+    /// The same with Sentinels that watch it.
+    pub async fn watched() -> Self {
+        Self { watchers: 3, ..Self::lone().await }
     }
 
     pub async fn with_mistake(mistake: Mistake) -> Self {
@@ -227,6 +246,7 @@ impl Sweep {
     ) -> Option<String> {
         self.cases += 1;
         let mut case = Case::new(self.store.clone(), self.cases, self.mistake, self.lone);
+        case.add_watchers(self.watchers);
         if let Err(wrong) = case.prepare(scenario).await {
             return Some(format!("preparing it: {wrong}"));
         }
@@ -268,6 +288,9 @@ struct Case {
     keys: BTreeSet<String>,
     mistake: Option<Mistake>,
     lone: bool,
+    sentinels: Vec<Address>,
+    /// A Sentinel that watches nobody at first.
+    guest_sentinel: Address,
     /// Looks that were there before the operation was handed in.
     looks_before: u64,
     /// When the turn in hand began, by the database's clock.
@@ -301,8 +324,21 @@ impl Case {
             keys: BTreeSet::new(),
             mistake,
             lone,
+            sentinels: vec![],
+            guest_sentinel: address(19),
             looks_before: 0,
             turn_began: None,
+        }
+    }
+
+    fn add_watchers(&mut self, count: usize) {
+        let host = self.nodes[0].host().trim_end_matches(".1").to_owned();
+        let address = |i: usize| format!("{host}.{}:26379", 10 + i).parse::<Address>().unwrap();
+        self.sentinels = (0..count).map(address).collect();
+        let options = SimOptions::default();
+        let options = SimOptions::watching(options.flavor, options.version);
+        for sentinel in self.sentinels.iter().chain((count > 0).then_some(&self.guest_sentinel)) {
+            self.sim.add_node(sentinel, &options);
         }
     }
 
@@ -312,6 +348,24 @@ impl Case {
             zone: self.zones[i % self.zones.len()].to_owned(),
             host: None,
         };
+        if !self.sentinels.is_empty() {
+            return Spec::Sentinel(SentinelSpec {
+                replicas: 2,
+                nodes: self.nodes.iter().enumerate().map(node).collect(),
+                master_name: "swept".to_owned(),
+                quorum: None,
+                sentinels: self.sentinels.iter().enumerate().map(node).collect(),
+                down_after_ms: Some(3000),
+                failover_timeout_ms: Some(10_000),
+                parallel_syncs: Some(1),
+                credentials: Default::default(),
+                tls: None,
+                placement: Default::default(),
+                settings: Default::default(),
+                failover: Default::default(),
+                overrides: Default::default(),
+            });
+        }
         if self.lone {
             return Spec::Replication(ReplicationSpec {
                 replicas: 2,
@@ -384,6 +438,8 @@ impl Case {
             | Scenario::ReplaceNode
             | Scenario::Drain
             | Scenario::ReplaceSpec
+            | Scenario::AddSentinel
+            | Scenario::RemoveSentinel
             | Scenario::Reshard => self.submit(scenario).await?,
         }
         // A look that fails for the request itself refuses it, and that was all.
@@ -515,6 +571,16 @@ impl Case {
                 Intent::Drain(intent::DrainIntent { zone, node: None })
             }
             Scenario::ReplaceSpec => self.replace_two().await?,
+            Scenario::AddSentinel => {
+                let address = self.guest_sentinel.clone();
+                let node = NodeSpec { address, zone: "d".to_owned(), host: None };
+                let node = intent::NodeChoice::New(node);
+                Intent::AddSentinel(intent::AddSentinelIntent { node })
+            }
+            Scenario::RemoveSentinel => {
+                let node = self.sentinels[0].clone();
+                Intent::RemoveSentinel(intent::RemoveSentinelIntent { node })
+            }
             Scenario::Reshard => {
                 // Each slot is several commands.
                 let slots = self.keys.iter().map(|key| key_slot(key.as_bytes()));
@@ -701,19 +767,32 @@ impl Case {
             | Scenario::Failover
             | Scenario::RemoveReplica
             | Scenario::Reshard
+            | Scenario::RemoveSentinel
             | Scenario::Drain => &[],
+            Scenario::AddSentinel => &[&self.guest_sentinel],
         };
         let members: BTreeSet<Address> =
             self.nodes.iter().chain(guests.iter().copied()).cloned().collect();
-        ensure(touched.is_subset(&members), || format!("touched {touched:?}"))?;
+        let sentinels: BTreeSet<Address> = self.sentinels.iter().cloned().collect();
+        let ours: BTreeSet<Address> = members.union(&sentinels).cloned().collect();
+        ensure(touched.is_subset(&ours), || format!("touched {touched:?}"))?;
+        let members = members.into_iter().filter(|a| *a != self.guest_sentinel);
+        let members: BTreeSet<Address> = members.collect();
         let blank = SimOptions { cluster: !self.lone, ..options_of_nodes() };
         let fresh = SimFleet::new(0);
         fresh.add_node(&self.nodes[0], &blank);
         let original = fresh.inspect(&self.nodes[0]).ok_or("no such node")?.settings;
         for node in &members {
             let now = self.sim.inspect(node).ok_or("no such node")?;
-            for name in ["cluster-node-timeout", "repl-diskless-sync-delay"] {
+            for name in [
+                "cluster-node-timeout",
+                "repl-diskless-sync-delay",
+                "replica-priority",
+                "min-replicas-to-write",
+            ] {
                 let (is, was) = (now.settings.get(name), original.get(name));
+                ensure(is == was, || format!("{name} of {node} is {is:?}, was {was:?}"))?;
+                let is = now.written.get(name);
                 ensure(is == was, || format!("{name} of {node} is {is:?}, was {was:?}"))?;
             }
             if scenario == Scenario::Dissolve || self.leavers.contains(node) {
@@ -730,6 +809,8 @@ impl Case {
             | Scenario::RemoveReplica
             | Scenario::ReplaceNode
             | Scenario::Reshard
+            | Scenario::AddSentinel
+            | Scenario::RemoveSentinel
             | Scenario::ReplaceSpec => self.check_cluster(topology).await,
             Scenario::Drain => {
                 self.check_drained().await?;
@@ -777,7 +858,9 @@ impl Case {
         let stored = self.store.topology_by_id(topology).await.map_err(told)?;
         let wanted = stored.ok_or("the topology is gone")?.wanted;
         let mut seen = Observation::default();
-        for node in self.nodes.iter().chain([&self.guest, &self.second]) {
+        let watchers = self.sentinels.iter();
+        let watchers = watchers.chain((!self.sentinels.is_empty()).then_some(&self.guest_sentinel));
+        for node in self.nodes.iter().chain([&self.guest, &self.second]).chain(watchers) {
             let target =
                 Target { address: node.clone(), login: None, replication: None, fence: None };
             let report = self.sim.look(&target, &Ask::default()).await.map_err(told)?;

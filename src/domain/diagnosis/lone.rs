@@ -9,7 +9,7 @@ use crate::domain::observation::{EmptiedMark, MarkKind, Observation, Role};
 use crate::domain::topology::{Shard, Topology};
 
 /// The rules that are judged here.
-pub const RULES: &[Rule] = &[Rule::SplitBrain, Rule::EmptiedPrimary];
+pub const RULES: &[Rule] = &[Rule::SplitBrain, Rule::EmptiedPrimary, Rule::SentinelsDisagree];
 
 #[must_use]
 pub fn findings(want: &Topology, seen: &Observation) -> Vec<Finding> {

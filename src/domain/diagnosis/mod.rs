@@ -6,6 +6,7 @@
 pub mod drift;
 pub mod lone;
 pub mod steady;
+pub mod watched;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -22,6 +23,8 @@ pub enum Rule {
     Drift,
     /// Two nodes of one shard take writes.
     SplitBrain,
+    /// Sentinels name different primaries, and it lasts.
+    SentinelsDisagree,
     /// A primary was started anew without the keys that it had.
     EmptiedPrimary,
 }
@@ -76,6 +79,7 @@ impl Rule {
         match self {
             Self::Drift => "drift",
             Self::SplitBrain => "split_brain",
+            Self::SentinelsDisagree => "sentinels_disagree",
             Self::EmptiedPrimary => "emptied_primary",
         }
     }

@@ -156,6 +156,10 @@ fn identity_settled(q: &Question, node: &Address, id: &ClusterNodeId) -> bool {
     asked.into_iter().all(|a| q.seen.report(a).is_some()) && !q.seen.nodes.keys().any(knows)
 }
 
+fn leavers<'a>(q: &Question<'a>) -> Vec<&'a Address> {
+    q.terms.leavers.keys().collect()
+}
+
 /// The nodes that the plan is about: the members, or those to be emptied where none are wanted.
 fn parts<'a>(q: &Question<'a>) -> BTreeSet<&'a Address> {
     match &q.want.layout {
@@ -240,7 +244,8 @@ struct TemporarySettings {
 impl TemporarySettings {
     fn of(q: &Question) -> Self {
         let switching = |node: &&Address| ((*node).clone(), watched::temporary(q, node));
-        let switching = parts(q).iter().map(switching).collect();
+        let parts = parts(q);
+        let switching = parts.iter().chain(&leavers(q)).map(switching).collect();
         Self { forming: forming_settings(q), draining: draining(q), switching }
     }
 

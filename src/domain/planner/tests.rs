@@ -7,6 +7,7 @@ mod drift;
 mod members;
 mod moves;
 mod replace;
+mod watched;
 
 use std::collections::BTreeMap;
 

@@ -4,6 +4,8 @@
 //! asked, and the old primary takes writes until it is told, at the latest by the Sentinels after some
 //! ten seconds.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::command::{Command, FailoverMethod, Verb};
@@ -39,6 +41,11 @@ impl SwitchOver {
             FailoverMethod::Graceful => false,
             FailoverMethod::Force | FailoverMethod::Takeover => true,
         }
+    }
+
+    /// The data nodes, one that is to leave included.
+    fn data(&self) -> BTreeSet<Address> {
+        self.watchers.members.iter().chain([&self.from, &self.to]).cloned().collect()
     }
 
     fn is_under_way(&self, seen: &Observation) -> bool {
@@ -132,9 +139,9 @@ impl Action for SwitchOver {
             world.report(a).map(|r| r.run_id.clone()).unwrap_or_default()
         };
         let (new, old) = (run_id(&self.to, world), run_id(&self.from, world));
-        for node in &self.watchers.members {
-            let Some(Sighting::Seen(report)) = world.nodes.get_mut(node) else { continue };
-            let leads = *node == self.to;
+        for node in self.data() {
+            let Some(Sighting::Seen(report)) = world.nodes.get_mut(&node) else { continue };
+            let leads = node == self.to;
             report.role = if leads { Role::Primary } else { Role::Replica };
             report.replication.primary = (!leads).then(|| self.to.clone());
             report.replication.link_up = !leads;
@@ -167,8 +174,8 @@ impl Action for SwitchOver {
     /// Sentinels have data nodes write their files, with the settings that hold for a while in them.
     fn marks(&self, seen: &Observation) -> Vec<Mark> {
         let deposed = deposed(&self.from, &self.to, self.shard, self.is_forced(), seen);
-        let members = self.watchers.members.iter().filter(|node| seen.report(node).is_some());
-        let files = members.flat_map(|node| unwritten(node, seen));
+        let data = self.data().into_iter().filter(|node| seen.report(node).is_some());
+        let files = data.flat_map(|node| unwritten(&node, seen));
         deposed.filter(|_| !self.coordinated).into_iter().chain(files).collect()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::submit::newcomers;
+use super::submit::{Newcomers, newcomers};
 use super::{DeskError, Draft, PlanOptions, new_plan, refuse_active};
 use crate::clock;
 use crate::domain::event::EventType;

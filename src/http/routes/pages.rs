@@ -26,11 +26,11 @@ error_pages! {
     "another_node" "body_too_large" "busy" "consent_required" "convergence_timeout" "database_unavailable"
     "forbidden" "gone" "idempotency_in_flight" "idempotency_key_reused" "in_use" "internal" "invalid_body" "invalid_json" "invalid_parameter" "keys_left_behind"
     "majority_alive" "method_not_allowed" "name_taken" "no_effect" "no_majority" "no_reply" "node_has_keys" "node_taken"
-    "nodes_unfit" "not_acceptable" "not_cluster_enabled" "not_found" "old_primary_answers" "open_slot" "placement_impossible"
+    "nodes_unfit" "not_a_sentinel" "not_acceptable" "not_cluster_enabled" "not_found" "old_primary_answers" "open_slot" "placement_impossible"
     "plan_active" "plan_state" "precondition_failed" "precondition_required" "refused" "rejected"
     "replica_of_ghost" "role_changed"
-    "secret_key_missing" "slot_job_failed" "slots_taken" "stale_fingerprint" "stranger" "unauthorized"
-    "unknown_path" "unreachable" "unsettled" "unsupported" "unsupported_media_type" "wrong_role"
+    "secret_key_missing" "slot_job_failed" "sentinel_id_twice" "slots_taken" "stale_fingerprint" "stranger" "stranger_sentinel" "unauthorized"
+    "unknown_path" "unreachable" "unsettled" "unsupported" "unsupported_media_type" "watches_another" "wrong_role"
 }
 
 /// The page of a code.

@@ -50,8 +50,8 @@ pub fn unasked(seeds: &[Address], seen: &Observation) -> Result<BTreeSet<Address
     let ids: BTreeSet<&ClusterNodeId> =
         seeds.iter().filter_map(|s| seen.view(s)).map(|v| &v.my_id).collect();
     let known = ids.into_iter().flat_map(|id| circle::unasked(id, seen));
-    let seeds = seeds.iter().filter(|s| !seen.nodes.contains_key(s));
-    let mut unasked: BTreeSet<Address> = seeds.chain(known).cloned().collect();
+    let fresh = seeds.iter().filter(|s| !seen.nodes.contains_key(s));
+    let mut unasked: BTreeSet<Address> = fresh.chain(known).cloned().collect();
     unasked.extend(lone::adopt::unasked(seen));
     unasked.extend(lone::adopt_watched::unasked(seeds, seen));
     // A node may be known by two addresses.

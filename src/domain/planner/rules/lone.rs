@@ -236,7 +236,7 @@ fn join(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
 }
 
 /// After a change of primary nobody waits for those that do not answer.
-pub(super) fn join_answering(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
+fn join_answering(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
     let mut steps = join(q)?;
     steps.retain(|step| step.action().nodes().iter().all(|n| q.seen.report(n).is_some()));
     Ok(steps)

@@ -11,9 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::lone::{
-    self, follows_all, join_answering, leads, leave, primary, release, relief, settles, shard,
-};
+use super::lone::{self, follows_all, leads, leave, primary, release, relief, settles, shard};
 use super::{
     Goal, Question, Seat, Stage, changes_members, configure, prepare, resets, restore_settings,
     rewrite,
@@ -32,7 +30,7 @@ use crate::domain::step::let_go::{FENCE, LetGo};
 use crate::domain::step::switch_over::SwitchOver;
 use crate::domain::step::unwatch::Unwatch;
 use crate::domain::step::watch::Watch;
-use crate::domain::step::{Action, Blocker, Check, Step};
+use crate::domain::step::{Blocker, Check, Step};
 use crate::domain::topology::{Layout, Shard};
 use crate::domain::view::follows;
 
@@ -277,6 +275,13 @@ fn join(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
     let mut steps = follows_all(q);
     steps.retain(|step| !step.action().nodes().iter().any(|node| is_converted(q, node)));
     steps.extend(settles(q));
+    Ok(steps)
+}
+
+/// After a change of primary nobody waits for those that do not answer.
+fn join_answering(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
+    let mut steps = join(q)?;
+    steps.retain(|step| step.action().nodes().iter().all(|n| q.seen.report(n).is_some()));
     Ok(steps)
 }
 
