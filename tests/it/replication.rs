@@ -387,7 +387,7 @@ async fn an_emptied_primary_is_told_as_critical() {
 
 #[tokio::test]
 async fn who_cannot_take_over_is_refused_with_the_reason() {
-    let world = orders(3).await;
+    let mut world = orders(3).await;
     let primary = leader(&world, &[0, 1, 2]).await;
     let replica = (0..3).find(|n| *n != primary).unwrap();
     let other = (0..3).find(|n| *n != primary && *n != replica).unwrap();
