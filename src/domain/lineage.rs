@@ -13,7 +13,7 @@ use super::node::Address;
 use super::observation::{DeposedMark, History, MarkKind, Observation, Report, Role, Sighting};
 use super::sentinel;
 use super::topology::Shard;
-use super::view::Primary;
+use super::view::{self, Primary};
 
 /// The primary of a lone shard. Of two that claim it, one that Reeve deposed for the other is none.
 #[must_use]
@@ -78,6 +78,15 @@ pub fn deposition<'a>(node: &'a Address, seen: &'a Observation) -> Option<&'a De
         false
     };
     marks().find(|mark| further(mark))
+}
+
+/// Whether a node has let go in a hand-over, and its successor has not taken over: nobody takes writes.
+#[must_use]
+pub fn is_headless(node: &Address, seen: &Observation) -> bool {
+    let follows =
+        |a: &Address, b: &Address| seen.report(a).is_some_and(|r| view::follows(r, Some(b), seen));
+    let mut marks = seen.marks_on(node).filter_map(|m| m.what.deposed());
+    marks.any(|mark| follows(node, &mark.successor) && follows(&mark.successor, node))
 }
 
 /// Two nodes that take writes for one shard, each with what speaks for it; empty where there are not

@@ -110,9 +110,15 @@ pub struct Group {
     pub members: Vec<Part>,
     /// `None` while nobody can say who it is; then the loss of any member is taken for its loss.
     pub primary: Option<Address>,
+    /// Whether it is a lone shard: it serves without slots, and nobody votes.
+    pub lone: bool,
 }
 
 impl Group {
+    fn serves(&self) -> bool {
+        self.lone || !self.slots.is_empty()
+    }
+
     /// The primary, if it is known. One that is no member tells as little as none.
     fn leader(&self) -> Option<&Address> {
         self.primary.as_ref().filter(|p| self.members.iter().any(|m| m.address == **p))
@@ -141,6 +147,7 @@ pub fn groups(wanted: &Topology, seen: &Observation) -> Vec<Group> {
         id: shard.id,
         members: living(shard),
         primary: view::primary_of(shard, &slots, seen).settled().cloned(),
+        lone: wanted.layout.lone().is_some(),
         slots,
     };
     wanted.layout.shards().into_iter().map(group).collect()
@@ -255,15 +262,15 @@ impl<'a> Cluster<'a> {
                 part,
                 group: index,
                 of: group.members.len(),
-                owns_slots: !group.slots.is_empty(),
+                owns_slots: group.serves(),
                 leads: leader.is_none_or(|leader| *leader == part.address),
             }));
         }
-        Self { groups, parts, voters: groups.iter().filter(|g| !g.slots.is_empty()).count() }
+        Self { groups, parts, voters: groups.iter().filter(|g| g.serves()).count() }
     }
 
     fn needed(&self) -> usize {
-        self.voters / 2 + 1
+        if self.groups.iter().any(|g| g.lone) { 0 } else { self.voters / 2 + 1 }
     }
 
     /// The members by host or by zone.
@@ -361,6 +368,15 @@ impl<'a> Cluster<'a> {
         }
         if at.is_empty() {
             return format!("{subject} {holds} no member of any shard");
+        }
+        if self.groups.iter().any(|g| g.lone) {
+            return match (toll.emptied.as_slice(), toll.headless.as_slice()) {
+                ([], []) => format!("{subject} {holds} no primary, only replicas"),
+                ([], _) => format!("{subject} {holds} the primary; a replica can take over"),
+                (_, _) => format!(
+                    "{subject} {holds} every member, so nothing is served until one is back"
+                ),
+            };
         }
         let doubt = toll.headless.iter().any(|&g| self.groups[g].leader().is_none());
         let primaries = {
@@ -481,7 +497,7 @@ mod tests {
         let group = |(i, (members, slots)): (usize, (&&[&str], SlotSet))| {
             let members: Vec<Part> = members.iter().map(part).collect();
             let id = ShardId::derive(TopologyId(uuid::Uuid::nil()), u32::try_from(i).unwrap());
-            Group { id, slots, primary: Some(members[0].address.clone()), members }
+            Group { id, slots, primary: Some(members[0].address.clone()), members, lone: false }
         };
         shards.iter().zip(shares).enumerate().map(group).collect()
     }
@@ -630,6 +646,7 @@ mod tests {
                 })
                 .collect();
             groups.push(Group {
+                lone: false,
                 id: ShardId::derive(TopologyId(uuid::Uuid::nil()), u32::try_from(i).unwrap()),
                 slots: if *owns { share } else { SlotSet::empty() },
                 primary: known.then(|| members[members.len() / 2].address.clone()),

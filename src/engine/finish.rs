@@ -1,5 +1,5 @@
 //! What is left of a failover when its old primary comes back: it is to be held, compared and made a
-//! replica. That belongs to the failover that somebody accepted, so Reeve asks for it by itself, as a
+//! replica. Or it was told to let go when nobody heard of it any more, and nobody took over. That belongs to the failover that somebody accepted, so Reeve asks for it by itself, as a
 //! repair like any other; unless the topology's policy is to do nothing.
 
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::Engine;
 use crate::domain::hazard::Ceiling;
 use crate::domain::intent::{Intent, RepairIntent};
-use crate::domain::lineage::deposition;
+use crate::domain::lineage::{self, deposition};
 use crate::domain::node::Address;
 use crate::domain::observation::{Observation, Role};
 use crate::domain::spec::FailoverMode;
@@ -33,7 +33,7 @@ impl Finisher {
             accept: [].into(),
             expect_fingerprint: None,
             supersede: false,
-            reason: Some(format!("{node} is back, and another node took over from it")),
+            reason: Some(format!("another node takes over from {node}, which was not there")),
         };
         let intent = Intent::Repair(RepairIntent {});
         match engine.submit_on(stored, &intent, &options, "reeve").await {
@@ -57,5 +57,7 @@ fn back(stored: &StoredTopology, seen: &Observation) -> Option<Address> {
     }
     let leads =
         |node: &&Address| seen.report(node).is_some_and(|r| r.role == Role::Primary && !r.loading);
-    shard.members.iter().filter(leads).find(|n| deposition(n, seen).is_some()).cloned()
+    let back = |node: &&Address| leads(node) && deposition(node, seen).is_some();
+    let left = |node: &&Address| lineage::is_headless(node, seen);
+    shard.members.iter().find(|node| back(node) || left(node)).cloned()
 }

@@ -10,6 +10,7 @@ pub mod cluster;
 mod failover;
 mod faults;
 mod gossip;
+mod lone;
 mod moving;
 mod replicas;
 mod sentinels;
@@ -84,6 +85,13 @@ contracts! {
     failover::voters_are_asked_twice,
     failover::given_up,
     failover::bumped,
+    lone::following,
+    lone::handing_over,
+    lone::dying_between_two_primaries,
+    lone::waiting_writes,
+    lone::what_the_file_says,
+    lone::an_empty_primary,
+    lone::which_process_is_meant,
     moving::slot_states,
     moving::moved,
     moving::opened_the_wrong_way,

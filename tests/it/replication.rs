@@ -4,7 +4,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use reeve::client::ClientError;
 use serde_json::{Value, json};
 
 use crate::support::orders::{PLANS, TOPOLOGY, carry_out, phase, refused, shards};
@@ -175,7 +174,7 @@ async fn members_come_and_go_under_writes() {
     let mut world = World::new().await;
     world.add_lone_nodes(5, &[("repl-diskless-sync-delay", "0")]).await;
     world.create(&world.replication("orders", 0..3)).await;
-    let traffic = Traffic::to_primary_of(&addresses(&world), None);
+    let traffic = Traffic::to_followed_of(&addresses(&world));
     let node = json!({ "address": world.nodes[3].address(), "zone": "d" });
     carry_out(&world, &json!({ "intent": { "kind": "add_replica", "node": node } })).await;
     let primary = leader(&world, &[0, 1, 2, 3]).await;
@@ -387,7 +386,7 @@ async fn an_emptied_primary_is_told_as_critical() {
 
 #[tokio::test]
 async fn who_cannot_take_over_is_refused_with_the_reason() {
-    let world = orders(3).await;
+    let mut world = orders(3).await;
     let primary = leader(&world, &[0, 1, 2]).await;
     let replica = (0..3).find(|n| *n != primary).unwrap();
     let other = (0..3).find(|n| *n != primary && *n != replica).unwrap();
@@ -411,7 +410,7 @@ async fn who_cannot_take_over_is_refused_with_the_reason() {
     // Nobody votes here.
     let takeover = json!({ "intent": { "kind": "failover", "method": "takeover" } });
     let why = refused(&world, &takeover).await;
-    assert_eq!(why.code.as_deref(), Some("validation_failed"), "{why:?}");
+    assert_eq!(why.code.as_deref(), Some("invalid_body"), "{why:?}");
 }
 
 #[tokio::test]
@@ -457,13 +456,8 @@ async fn a_deployment_made_by_hand_is_adopted_and_left_alone() {
 #[tokio::test]
 async fn locked_nodes_without_config_files_are_taken_too() {
     let mut world = World::new().await;
-    let config = [
-        ("repl-diskless-sync-delay", "0"),
-        ("requirepass", "s3cret"),
-        ("user", "reeve on >reeve-pw ~* &* +@all"),
-        ("user", "mirror on >mirror-pw ~* &* +psync +replconf +ping"),
-    ];
-    world.add_lone_nodes_of(None, 3, &config[..2], false).await;
+    let config = [("repl-diskless-sync-delay", "0"), ("requirepass", "s3cret")];
+    world.add_lone_nodes_of(None, 3, &config, false).await;
     for node in 0..3 {
         let users =
             [("reeve", "reeve-pw", "+@all"), ("mirror", "mirror-pw", "+psync +replconf +ping")];
@@ -494,8 +488,4 @@ async fn locked_nodes_without_config_files_are_taken_too() {
     assert!(seen.lost.is_empty() && seen.two == 0, "{seen:?}");
     assert!(role(primary).starts_with("slave"));
     phase(&world, "steady").await;
-    match world.client.post("/v1/topologies/orders/plans/preview", &intent("dissolve")).await {
-        Ok(_) | Err(ClientError::Problem(_)) => {}
-        Err(other) => panic!("{other:#?}"),
-    }
 }

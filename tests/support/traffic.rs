@@ -38,6 +38,11 @@ impl Traffic {
         Self::run("replication_client.py", &arguments)
     }
 
+    /// The same, where blank nodes are among them: a primary is one that has a replica.
+    pub fn to_followed_of(nodes: &[String]) -> Self {
+        Self::run("replication_client.py", &[&nodes.join(","), "", "followed"])
+    }
+
     fn run(script: &str, arguments: &[&str]) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let mut child = Command::new(root.join(".venv/bin/python"))

@@ -1,10 +1,11 @@
 """A stock client that writes without pause to whichever node is primary, and says what it saw.
 
-Usage: replication_client.py HOST:PORT,HOST:PORT,… [PASSWORD]
+Usage: replication_client.py HOST:PORT,HOST:PORT,… [PASSWORD [followed]]
 
 It keeps to one node until that refuses or is gone, then asks all of them for their role. Each write
 is a number larger than the one before it. Beside it, a prober asks all nodes for their role about
-every 5 ms. It stops when its standard input ends; then it reads every key once more and prints one
+every 5 ms. With `followed` a node is a primary only while it has a replica, since blank nodes say that they
+are primaries too. It stops when its standard input ends; then it reads every key once more and prints one
 line of JSON:
 
   acknowledged  writes that were answered with success
@@ -25,7 +26,8 @@ import redis
 
 
 def main() -> None:
-    password = sys.argv[2] if len(sys.argv) > 2 else None
+    password = sys.argv[2] if len(sys.argv) > 2 and sys.argv[2] else None
+    followed = len(sys.argv) > 3
     nodes = [address.rsplit(":", 1) for address in sys.argv[1].split(",")]
 
     def connect(node: list[str], timeout: float) -> redis.Redis:
@@ -46,7 +48,8 @@ def main() -> None:
 
     def leads(client: redis.Redis) -> bool:
         try:
-            return client.execute_command("ROLE")[0] == "master"
+            role = client.execute_command("ROLE")
+            return role[0] == "master" and (not followed or len(role[2]) > 0)
         except redis.RedisError:
             return False
 

@@ -25,11 +25,8 @@ pub fn amend(
 ) -> Result<Amendment, Refusal> {
     let cluster = match spec {
         Spec::Cluster(cluster) => cluster,
-        Spec::Replication(_) => return lone::create::amend(topology, spec, reset_nodes, seen),
-        Spec::Sentinel(_) => {
-            return Err(Refusal::Unsupported(
-                "mode sentinel cannot be created yet; modes cluster and replication can".to_owned(),
-            ));
+        Spec::Replication(_) | Spec::Sentinel(_) => {
+            return lone::create::amend(topology, spec, reset_nodes, seen);
         }
     };
     let placed = placement::place(&placement::Request {

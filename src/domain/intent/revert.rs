@@ -85,13 +85,10 @@ fn target<'a>(
         )));
     };
     match &older.layout {
-        Layout::Cluster { .. } | Layout::Replication { .. } => Ok(older),
+        Layout::Cluster { .. } | Layout::Replication { .. } | Layout::Sentinel { .. } => Ok(older),
         Layout::Gone => {
             Err(invalid(format!("version {wanted} has no members; to get there, ask for dissolve")))
         }
-        Layout::Sentinel { .. } => Err(Refusal::Unsupported(
-            "a topology of mode sentinel cannot be reverted yet".to_owned(),
-        )),
     }
 }
 

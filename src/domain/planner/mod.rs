@@ -379,7 +379,9 @@ pub fn ahead_of_record(pending: &[Step], seen: &Observation) -> Vec<StepKey> {
         // Nodes elect by themselves, and then another step moves the slots.
         | Step::FailOver(_)
         | Step::MoveSlots(_)
+        // Whoever hears of a new primary in a hand-over follows at once.
         | Step::HandOver(_)
+        | Step::Follow(_)
         | Step::CancelSlotJobs(_)
         | Step::HoldWrites(_)
         | Step::ReleaseWrites(_)

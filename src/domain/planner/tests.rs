@@ -4,6 +4,7 @@ mod adopt;
 mod dissolve;
 mod drain;
 mod drift;
+mod lone;
 mod members;
 mod moves;
 mod replace;

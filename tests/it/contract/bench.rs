@@ -127,12 +127,21 @@ impl World {
 
     /// Starts blank cluster nodes that are quick to lose patience.
     pub async fn start(self, count: usize) -> Bench {
+        self.start_as(count, true).await
+    }
+
+    /// The same outside of clusters.
+    pub async fn start_lone(self, count: usize) -> Bench {
+        self.start_as(count, false).await
+    }
+
+    async fn start_as(self, count: usize, cluster: bool) -> Bench {
         let config = [("cluster-node-timeout", "1000"), ("repl-diskless-sync-delay", "0")];
         let stage = match &self.binary {
             None => {
                 let fleet = SimFleet::new(self.seed);
-                let options =
-                    SimOptions { uptime_ms: 0, ..SimOptions::of(self.flavor, self.version) };
+                let options = SimOptions::of(self.flavor, self.version);
+                let options = SimOptions { uptime_ms: 0, cluster, ..options };
                 let options =
                     config.iter().fold(options, |all, (name, value)| all.with(name, value));
                 let address = |n: usize| format!("127.0.0.1:{}", 7001 + n).parse().unwrap();
@@ -147,10 +156,12 @@ impl World {
                     let options = RedisOptions {
                         binary: Some(binary.clone()),
                         with_config_file: true,
+                        cluster,
                         ..RedisOptions::cluster(folder.join(&format!("node-{n}")))
                     };
-                    let options =
-                        config.iter().fold(options, |all, (name, value)| all.with(name, value));
+                    let config =
+                        config.iter().filter(|(n, _)| cluster || !n.starts_with("cluster"));
+                    let options = config.fold(options, |all, (name, value)| all.with(name, value));
                     nodes.push(Redis::start(options).await.unwrap());
                 }
                 let fleet = redis_fleet();
@@ -220,7 +231,7 @@ impl Bench {
     }
 
     pub async fn id(&self, node: usize) -> ClusterNodeId {
-        self.view(node).await.my_id
+        self.look(node).await.identity()
     }
 
     pub async fn try_send(&self, node: usize, verbs: &[Verb]) -> Result<(), FleetError> {
@@ -381,7 +392,7 @@ impl Bench {
             }
             Stage::Real { nodes, .. } => {
                 nodes[node].kill();
-                if !keep_identity {
+                if !keep_identity && nodes[node].dir().join("nodes.conf").exists() {
                     std::fs::remove_file(nodes[node].dir().join("nodes.conf")).unwrap();
                 }
                 nodes[node].restart().await.unwrap();

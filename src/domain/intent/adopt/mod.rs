@@ -158,7 +158,7 @@ fn seed<'a>(request: &Request<'a>, seen: &'a Observation) -> Result<Seed<'a>, Re
 
 fn no_data_node(seed: &Address, what: &str) -> Refusal {
     Refusal::Unsupported(format!(
-        "{seed} {what}; sentinel deployments cannot be adopted yet: name data nodes"
+        "{seed} {what} and does not say whom it watches: give the ACL user the rights that the documentation lists, or name data nodes"
     ))
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::{
     Copying, Goal, Leaver, Question, Seat, Stage, changes_members, configure, peopled, prepare,
-    reachable_marks, resets, restore_settings, rewrite,
+    reachable_marks, reset_replicas, resets, restore_settings, rewrite,
 };
 use crate::domain::lineage::{self, deposition};
 use crate::domain::node::Address;
@@ -30,6 +30,7 @@ const CONVERGE: &[Stage] = &[
     release,
     restore_settings,
     strangers,
+    reset_replicas,
     resets,
     configure,
     rewrite,
@@ -112,9 +113,8 @@ fn headless(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
     let step = |mark: &Mark| {
         let (from, deposed) = (&mark.node, mark.what.deposed()?);
         let to = &deposed.successor;
-        let let_go = q.seen.report(from).is_some_and(|r| follows(r, Some(to), q.seen));
-        let waits = q.seen.report(to).is_some_and(|r| follows(r, Some(from), q.seen));
-        (let_go && waits).then(|| Step::HandOver(hand_over(q, shard, from, to, deposed.forced)))
+        lineage::is_headless(from, q.seen)
+            .then(|| Step::HandOver(hand_over(q, shard, from, to, deposed.forced)))
     };
     Ok(q.seen.marks.iter().filter_map(step).collect())
 }
