@@ -11,6 +11,9 @@ use utoipa::ToSchema;
 use super::node::Address;
 use super::observation::{Observation, Report, Role};
 
+/// So much after a Sentinel asked a replica it is about to ask again when the replica is promoted.
+pub const RIPE_MS: u64 = 450;
+
 /// One Sentinel, as it shows itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default, ToSchema)]
 pub struct SentinelView {
@@ -192,6 +195,17 @@ impl Watchers {
     #[must_use]
     pub fn leader_for(&self, to: &Address, seen: &Observation) -> Option<&Address> {
         self.sentinels.iter().find(|s| self.would_choose(s, to, seen))
+    }
+
+    /// Whether it is time to have one do so. While it fails over, a Sentinel asks a replica for its role
+    /// once a second: one that asked just before learns of the promotion a second late.
+    #[must_use]
+    pub fn is_ripe_for(&self, to: &Address, seen: &Observation) -> bool {
+        let age = |s: &Address| {
+            let watch = seen.watch(s, &self.name)?;
+            watch.replicas.iter().find(|r| r.address_in(seen) == to).map(|r| r.age_ms)
+        };
+        self.leader_for(to, seen).and_then(age).is_some_and(|age| age >= RIPE_MS)
     }
 
     /// Whether a Sentinel would promote this replica: the one with the lowest priority. Of several, what it

@@ -8,7 +8,7 @@ use super::{Action, Check, StepKey, Wait, seen_or_wait};
 use crate::domain::node::Address;
 use crate::domain::observation::{Observation, Role, Sighting};
 use crate::domain::plan::WaitingFor;
-use crate::domain::sentinel::Watchers;
+use crate::domain::sentinel::{RIPE_MS, Watchers};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AwaitChoice {
@@ -35,7 +35,7 @@ impl Action for AwaitChoice {
             Ok(to) if to.role == Role::Primary => return Check::Done,
             Ok(_) => {}
         }
-        if self.watchers.leader_for(&self.to, seen).is_some() {
+        if self.watchers.is_ripe_for(&self.to, seen) {
             return Check::Done;
         }
         Check::Waiting(Wait {
@@ -54,6 +54,7 @@ impl Action for AwaitChoice {
             let Some(watch) = view.watches.get_mut(&self.watchers.name) else { continue };
             for replica in &mut watch.replicas {
                 replica.priority = if replica.address == self.to { 1 } else { 100 };
+                replica.age_ms = RIPE_MS;
             }
         }
     }

@@ -105,7 +105,7 @@ fn is_fenced(q: &Question, seat: &Seat, watchers: &Watchers) -> bool {
         && to.replication.link_up
         && !to.replication.sync_in_progress
         && lag <= LAG_AT_MOST
-        && watchers.leader_for(&seat.to, q.seen).is_some()
+        && watchers.is_ripe_for(&seat.to, q.seen)
 }
 
 /// Whether the servers can do it together (Valkey 9).
