@@ -465,7 +465,11 @@ impl Spec {
         }
         match self {
             Self::Cluster(cluster) => wrong.extend(cluster.validate()),
-            Self::Replication(_) | Self::Sentinel(_) => wrong.extend(self.validate_lone()),
+            Self::Replication(_) => wrong.extend(self.validate_lone()),
+            Self::Sentinel(spec) => {
+                wrong.extend(self.validate_lone());
+                wrong.extend(spec.validate());
+            }
         }
         wrong
     }

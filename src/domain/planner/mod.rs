@@ -358,8 +358,6 @@ pub fn has_formed(question: &Question) -> bool {
 /// database.
 #[must_use]
 pub fn ahead_of_record(pending: &[Step], seen: &Observation) -> Vec<StepKey> {
-    let mut reports = seen.nodes.keys().filter_map(|a| seen.report(a));
-    let watched = reports.any(|r| r.sentinel.is_some());
     let ours = |step: &&Step| match step {
         Step::ResetNode(_)
         | Step::Configure(_)
@@ -367,8 +365,6 @@ pub fn ahead_of_record(pending: &[Step], seen: &Observation) -> Vec<StepKey> {
         | Step::ClaimSlots(_)
         | Step::Leave(_)
         | Step::Replicate(_) => true,
-        // Sentinels have replicas follow, too.
-        Step::Follow(_) => !watched,
         // Gossip introduces nodes too, and spreads what was forgotten; the others need no command
         // of ours.
         Step::Meet(_)

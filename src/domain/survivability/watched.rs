@@ -174,6 +174,7 @@ mod tests {
             id: ShardId::derive(TopologyId(uuid::Uuid::nil()), 0),
             slots: SlotSet::empty(),
             primary: Some(members[0].address.clone()),
+            lone: true,
             members,
         }
     }

@@ -1,7 +1,6 @@
 //! Deployments that Sentinels watch: each operation, from one settled world to the next.
 
 use super::*;
-use crate::domain::id::TopologyId;
 use crate::domain::intent::{
     AddSentinelIntent, Amendment, FailoverIntent, NodeChoice, RemoveReplicaIntent,
     RemoveSentinelIntent, ReplaceNodeIntent, dissolve, failover, members, repair, sentinels,
