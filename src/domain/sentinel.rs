@@ -11,8 +11,8 @@ use utoipa::ToSchema;
 use super::node::Address;
 use super::observation::{Observation, Report, Role};
 
-/// So much after a Sentinel asked a replica it is about to ask again when the replica is promoted.
-pub const RIPE_MS: u64 = 450;
+/// Begun so much after a Sentinel asked a replica, its promotion falls just before it is asked again.
+pub const RIPE_MS: u64 = 300;
 
 /// One Sentinel, as it shows itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default, ToSchema)]
