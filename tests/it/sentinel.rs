@@ -200,7 +200,7 @@ async fn a_forced_failover_names_what_it_costs() {
     let address = watched.world.nodes[old].address();
     let body = json!({ "intent": { "kind": "failover", "method": "force" } });
     let problem = refused(&watched.world, &body).await;
-    assert_eq!(problem.code, "consent_required");
+    assert_eq!(problem.code.as_deref(), Some("consent_required"));
     let mut body = body;
     body["plan"] = json!({ "accept": [format!("lost_writes:{address}")] });
     carry_out(&watched.world, &body).await;
