@@ -362,7 +362,7 @@ async fn an_emptied_primary_is_told_as_critical() {
         world.ask(primary, &["SET", &format!("key:{n}"), "1"]);
     }
     until("its keys were seen", SOON, async || {
-        let path = format!("/v1/nodes?topology=orders");
+        let path = "/v1/nodes?topology=orders".to_owned();
         let nodes = world.client.get(&path).await.map_err(|e| e.to_string())?;
         let seen = world
             .client
