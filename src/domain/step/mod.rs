@@ -21,6 +21,7 @@ pub mod hold;
 pub mod leave;
 pub mod let_go;
 pub mod meet;
+pub mod pressure;
 pub mod release;
 pub mod replicate;
 pub mod reset;
