@@ -473,7 +473,15 @@ impl Run {
         mut round: Round,
     ) -> Result<Duration, KeepError> {
         // Steps that send nothing begin by being waited for.
-        let sends_nothing = |s: &&Step| matches!(s, Step::AwaitAgreement(_) | Step::AwaitSync(_));
+        let sends_nothing = |s: &&Step| {
+            matches!(
+                s,
+                Step::AwaitAgreement(_)
+                    | Step::AwaitSync(_)
+                    | Step::AwaitWatch(_)
+                    | Step::AwaitChoice(_)
+            )
+        };
         let silent = waits.iter().map(|(s, _)| s).filter(sends_nothing);
         let fresh = silent.filter(|s| !self.begun.contains_key(&s.action().key()));
         round.begun = fresh.cloned().collect();
