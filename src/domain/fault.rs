@@ -59,7 +59,8 @@ impl Fault {
         match self.code.as_str() {
             UNREACHABLE | NO_REPLY | ANOTHER_NODE | ROLE_CHANGED | SLOT_JOB_FAILED
             | TARGET_FULL | "FENCED" | "CLUSTERDOWN" | "MOVED" | "ASK" | "TRYAGAIN" | "LOADING"
-            | "BUSY" | "MASTERDOWN" | "NOREPLICAS" | "NOMASTERLINK" | "INPROG" => Retry::Later,
+            | "BUSY" | "MASTERDOWN" | "NOREPLICAS" | "NOMASTERLINK" | "INPROG" | "NOGOODSLAVE"
+            | "NOQUORUM" => Retry::Later,
             _ => Retry::Never,
         }
     }
@@ -114,6 +115,15 @@ impl Fault {
             }
             "NOPERM" => {
                 "Give the ACL user that Reeve logs in with the command that is named, then retry the plan."
+            }
+            "INPROG" => {
+                "A Sentinel is at work on a failover already. See how it ends (GET …/endpoints); then ask again, or retry the plan."
+            }
+            "NOGOODSLAVE" => {
+                "The Sentinel knows no replica that it would promote: see that replicas follow and are heard of by it (SENTINEL REPLICAS), then retry the plan."
+            }
+            "NOQUORUM" => {
+                "Too few Sentinels are left to agree: bring them back, or take those out that are gone (remove_sentinel)."
             }
             "LOADING" => "The node loads its data. Retry the plan when it is done.",
             "MISCONF" => {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::Engine;
+use super::finish::Finisher;
 use super::judge::Judge;
 use super::lease::Lease;
 use super::look::LoginError;
@@ -87,6 +88,7 @@ pub struct Keeper {
     watch: Option<Watch>,
     judge: Option<Judge>,
     run: Option<Run>,
+    finisher: Finisher,
     /// Since when a plan that is to begin anew was tried to be thought through.
     redrafting: Option<Instant>,
 }
@@ -95,7 +97,16 @@ impl Keeper {
     #[must_use]
     pub fn new(engine: Arc<Engine>, lease: Arc<Lease>) -> Self {
         let id = lease.held.topology;
-        Self { engine, lease, id, watch: None, judge: None, run: None, redrafting: None }
+        Self {
+            engine,
+            lease,
+            id,
+            watch: None,
+            judge: None,
+            run: None,
+            finisher: Finisher::default(),
+            redrafting: None,
+        }
     }
 
     /// One look and what follows from it; how long to pause until the next, or `None` when the
@@ -139,7 +150,7 @@ impl Keeper {
         }
         self.lease.busy.store(false, Ordering::Relaxed);
         let watch = self.watch.get_or_insert_default();
-        let logins = match engine.logins(stored.wanted.spec.credentials()).await {
+        let logins = match engine.logins(&stored.wanted.spec).await {
             Ok(logins) => logins,
             Err(error) => {
                 // Nobody can log in: then nothing is known, and that must show.
@@ -173,6 +184,7 @@ impl Keeper {
         if let Some(judge) = &mut self.judge {
             judge.note(&engine, self.lease.held, &stored, &seen).await?;
         }
+        self.finisher.note(&engine, &stored, &seen).await;
         let suspects = watch.health.has_suspects();
         Ok(Some(if suspects {
             SUSPECT_POLL.min(engine.watch_interval)

@@ -5,6 +5,8 @@
 //! - [`keeper`] is one task per topology: it looks, and hands what it saw to the plan in hand
 //!   ([`run`]), which has the planner decide and [`apply`] carry out.
 //! - [`mover`] moves the slots of a step, for a while at a time; [`moves`] tells how far it is.
+//! - [`finish`] has an old primary that comes back made a replica.
+//! - [`handover`] conducts a change of primary outside of clusters, which is a matter of milliseconds.
 //! - [`judge`] tells faults and risks as findings, while no plan is at work.
 //! - [`restored`] notices that the database was put back to an older state.
 //! - [`watcher`] tells what a look changed: health, primaries, the past.
@@ -16,7 +18,9 @@
 
 pub mod apply;
 pub mod desk;
+mod finish;
 pub mod guests;
+mod handover;
 pub mod hub;
 mod judge;
 pub mod keeper;

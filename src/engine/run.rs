@@ -9,6 +9,7 @@ use futures::future::join_all;
 
 use super::Engine;
 use super::apply::apply;
+use super::handover;
 use super::hub::StepProgress;
 use super::keeper::KeepError;
 use super::lease::Lease;
@@ -116,7 +117,8 @@ impl Run {
         let (id, name) = (stored.wanted.id, &stored.wanted.name);
         let from = engine.store.version(id, name, plan.from_version).await?;
         let before = from.iter().flat_map(|v| v.wanted.layout.members()).cloned().collect();
-        let logins = engine.logins(stored.wanted.spec.credentials()).await?;
+        let logins = engine.logins(&stored.wanted.spec).await?;
+        let logins = logins.with_sentinels(&plan.terms.unwatch);
         let steps = engine.store.steps(plan.id, 0, i64::MAX).await?;
         let agreed = |s: &StepRecord| {
             matches!(s.step, Step::AwaitAgreement(_)) && s.state == StepState::Done
@@ -379,6 +381,15 @@ impl Run {
         }
 
         round.marks_set = due.iter().flat_map(|s| s.action().marks(seen)).collect();
+        let tells = |s: &Step| {
+            let key = s.action().key();
+            s.action()
+                .tells(seen)
+                .into_iter()
+                .map(move |event| (key.clone(), event))
+                .collect::<Vec<_>>()
+        };
+        round.told = due.iter().flat_map(tells).collect();
         // What goes on where it stopped for the look is not begun again.
         let goes_on = |s: &Step| self.courses.contains_key(&s.action().key());
         round.begun = due.iter().filter(|s| !goes_on(s)).cloned().collect();
@@ -462,7 +473,15 @@ impl Run {
         mut round: Round,
     ) -> Result<Duration, KeepError> {
         // Steps that send nothing begin by being waited for.
-        let sends_nothing = |s: &&Step| matches!(s, Step::AwaitAgreement(_) | Step::AwaitSync(_));
+        let sends_nothing = |s: &&Step| {
+            matches!(
+                s,
+                Step::AwaitAgreement(_)
+                    | Step::AwaitSync(_)
+                    | Step::AwaitWatch(_)
+                    | Step::AwaitChoice(_)
+            )
+        };
         let silent = waits.iter().map(|(s, _)| s).filter(sends_nothing);
         let fresh = silent.filter(|s| !self.begun.contains_key(&s.action().key()));
         round.begun = fresh.cloned().collect();
@@ -519,6 +538,10 @@ impl Run {
                 Step::MoveSlots(step) => {
                     let (moved, got_on) = moves::carry_on(turn, step, &mut course).await;
                     (None, Some((moved, course, got_on)))
+                }
+                Step::HandOver(step) => {
+                    let handed = handover::conduct(&*engine.fleet, step, seen, logins, fence).await;
+                    (Some(handed), None)
                 }
                 step => (Some(apply(&*engine.fleet, step, seen, logins, fence).await), None),
             }

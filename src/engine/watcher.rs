@@ -12,12 +12,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::Engine;
 use super::look::{Logins, silence, target};
+use crate::domain::Timestamp;
 use crate::domain::event::{EventType, NewEvent};
 use crate::domain::health::{Health, MISSES_UNTIL_DOWN};
 use crate::domain::id::ShardId;
+use crate::domain::lineage::{self, Claim};
 use crate::domain::node::Address;
-use crate::domain::observation::{Mark, Observation, Sighting};
+use crate::domain::observation::{EmptiedMark, Mark, MarkKind, Observation, Role, Sighting};
+use crate::domain::spec::Spec;
 use crate::domain::step::failover::{rest, rests};
+use crate::domain::topology::{Layout, Shard};
 use crate::domain::view;
 use crate::fleet::Ask;
 use crate::store::StoreError;
@@ -36,10 +40,65 @@ pub struct Watch {
     pub health: HealthBook,
     primaries: BTreeMap<ShardId, Address>,
     covered: Option<bool>,
+    /// When each shard was last seen with a primary, and since when without.
+    absences: BTreeMap<ShardId, Absence>,
+    /// Whom each Sentinel names.
+    named: BTreeMap<Address, Address>,
+    /// What each node of a lone shard had when it was seen last.
+    lives: BTreeMap<Address, Life>,
+    /// Those who took writes at the same time, by the last look that could tell.
+    rivals: Vec<Claim>,
     written: Option<(Instant, String)>,
     /// Events that the journal has not taken yet, and marks that go with them.
     pending: Vec<NewEvent>,
     rests: Vec<Mark>,
+}
+
+/// How long a shard was without a primary, as far as looks could tell.
+#[derive(Debug, Clone, Copy)]
+struct Absence {
+    last_with: Timestamp,
+    without: Option<(Timestamp, Timestamp)>,
+}
+
+impl Absence {
+    /// Notes one look.
+    fn note(
+        book: &mut BTreeMap<ShardId, Self>,
+        shard: ShardId,
+        present: bool,
+        now: Timestamp,
+    ) -> Self {
+        let absence = book.entry(shard).or_insert(Self { last_with: now, without: None });
+        if !present {
+            let since = absence.without.map_or(now, |(since, _)| since);
+            absence.without = Some((since, now));
+        }
+        let told = *absence;
+        if present {
+            *absence = Self { last_with: now, without: None };
+        }
+        told
+    }
+
+    fn since(&self, now: Timestamp) -> Timestamp {
+        self.without.map_or(now, |(since, _)| since)
+    }
+
+    fn bounds(&self, now: Timestamp) -> serde_json::Value {
+        let least = self.without.map_or(0, |(from, to)| (to - from).num_milliseconds());
+        let most = (now - self.last_with).num_milliseconds();
+        json!({ "at_least": least.max(0), "at_most": most.max(0) })
+    }
+}
+
+/// One life of a node, from start to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Life {
+    run_id: String,
+    leads: bool,
+    keys: u64,
+    offset: u64,
 }
 
 /// The health of some nodes, and how many looks in a row each has missed.
@@ -139,7 +198,7 @@ impl Watch {
             Some((at, last)) => (at.elapsed(), *last != fingerprint),
         };
         let due = (changed && age >= WRITE_AT_MOST) || age >= WRITE_AT_LEAST;
-        if due || !self.pending.is_empty() {
+        if due || !self.pending.is_empty() || !self.rests.is_empty() {
             let health = &self.health.health;
             let (events, marks) = (&self.pending, &self.rests);
             engine.store.record_look(held, &seen, health, changed, marks, events).await?;
@@ -153,24 +212,33 @@ impl Watch {
     fn note_shape(&mut self, stored: &StoredTopology, seen: &Observation) -> Vec<NewEvent> {
         let mut events = Vec::new();
         let shards = view::shards(&stored.wanted.layout, seen);
+        if let Some(shard) = stored.wanted.layout.lone() {
+            self.note_lives(shard, seen);
+            events.extend(self.note_rivals(shard, seen));
+        }
+        let clustered = matches!(stored.wanted.layout, Layout::Cluster { .. });
+        events.extend(self.note_sentinels(stored, seen));
         for shard in &shards {
+            let at = crate::clock::now();
+            let absence = Absence::note(&mut self.absences, shard.id, shard.primary.is_some(), at);
             let Some(now) = &shard.primary else { continue };
             let before = self.primaries.insert(shard.id, now.clone());
             if let Some(before) = before.filter(|b| b != now) {
                 // One that Reeve had a hand in rests already.
-                let elected = seen.report(now).filter(|r| rests(shard.id, r, seen).is_none());
+                let voted = seen.report(now).filter(|r| r.cluster_enabled);
+                let elected = voted.filter(|r| rests(shard.id, r, seen).is_none());
                 self.rests.extend(elected.map(|r| rest(shard.id, now, r, true)));
-                let at = crate::clock::now();
                 events.push(NewEvent::new(
                     EventType::PrimaryChanged,
                     json!({ "shard": shard.id, "old_primary": before, "new_primary": now,
-                            "cause": "observed", "detected_at": at, "completed_at": at }),
+                            "cause": "observed", "detected_at": absence.since(at),
+                            "completed_at": at, "unavailable_ms": absence.bounds(at) }),
                 ));
             }
         }
         let without: Vec<_> = shards.iter().filter(|s| s.primary.is_none()).map(|s| s.id).collect();
         let covered = without.is_empty();
-        match self.covered.replace(covered) {
+        match self.covered.replace(covered).filter(|_| clustered) {
             Some(true) if !covered => {
                 events.push(NewEvent::new(EventType::SlotsUncovered, json!({ "shards": without })))
             }
@@ -180,6 +248,63 @@ impl Watch {
             Some(_) | None => {}
         }
         events.into_iter().map(|e| e.by("reeve")).collect()
+    }
+
+    /// Sentinels that name another primary to clients than before.
+    fn note_sentinels(&mut self, stored: &StoredTopology, seen: &Observation) -> Vec<NewEvent> {
+        let Spec::Sentinel(spec) = &stored.wanted.spec else { return vec![] };
+        let mut events = Vec::new();
+        for sentinel in stored.wanted.layout.sentinels() {
+            let Some(watch) = seen.watch(sentinel, &spec.master_name) else { continue };
+            let Some(now) = watch.primary_in(seen) else { continue };
+            let before = self.named.insert(sentinel.clone(), now.clone());
+            if let Some(before) = before.filter(|before| before != now) {
+                events.push(NewEvent::new(
+                    EventType::SentinelSwitched,
+                    json!({ "sentinel": sentinel, "old_primary": before, "new_primary": now,
+                            "epoch": watch.epoch, "detected_at": crate::clock::now() }),
+                ));
+            }
+        }
+        events
+    }
+
+    /// A primary that comes back as another process without a key is marked before anybody is told to
+    /// follow it.
+    fn note_lives(&mut self, shard: &Shard, seen: &Observation) {
+        for node in &shard.members {
+            let Some(report) = seen.report(node).filter(|r| !r.loading) else { continue };
+            let life = Life {
+                run_id: report.run_id.clone(),
+                leads: report.role == Role::Primary,
+                keys: report.keys,
+                offset: report.replication.offset,
+            };
+            let Some(before) = self.lives.insert(node.clone(), life) else { continue };
+            let anew = before.run_id != report.run_id && before.leads && before.keys > 0;
+            if anew && report.role == Role::Primary && report.keys == 0 {
+                let (run_id, keys, offset) = (report.run_id.clone(), before.keys, before.offset);
+                let what = MarkKind::Emptied(EmptiedMark { run_id, keys, offset });
+                self.rests.push(Mark { node: node.clone(), what });
+            }
+        }
+    }
+
+    /// Two that take writes are told of at the first look that shows them, and told to be over when
+    /// each of them was seen not to.
+    fn note_rivals(&mut self, shard: &Shard, seen: &Observation) -> Option<NewEvent> {
+        let now = lineage::rivals(shard, seen);
+        let unseen = self.rivals.iter().any(|claim| seen.report(&claim.node).is_none());
+        if now.is_empty() == self.rivals.is_empty() || (now.is_empty() && unseen) {
+            return None;
+        }
+        let before = std::mem::replace(&mut self.rivals, now);
+        let (kind, claims) = if before.is_empty() {
+            (EventType::SplitBrainDetected, &self.rivals)
+        } else {
+            (EventType::SplitBrainResolved, &before)
+        };
+        Some(NewEvent::new(kind, json!({ "shard": shard.id, "claims": claims })))
     }
 }
 
@@ -219,7 +344,7 @@ async fn look_at_spares(
         async move {
             // Without its login a node would look broken, which it is not.
             let admin = engine.login("credential", node.credential.as_deref()).await.ok()?;
-            let logins = Logins { admin, replication: None };
+            let logins = Logins { admin, ..Logins::default() };
             let sighting = match engine.fleet.look(&target(&node.address, &logins), ask).await {
                 Ok(report) => Sighting::Seen(Box::new(report)),
                 Err(error) => silence(error, node.sighting.as_ref()),

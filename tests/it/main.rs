@@ -31,6 +31,8 @@ mod outage;
 mod put;
 mod refusals;
 mod safety;
+mod replication;
+mod sentinel;
 mod stream;
 mod sweep;
 mod watch;

@@ -8,6 +8,7 @@ pub mod safety;
 pub mod shim;
 pub mod sweep;
 pub mod traffic;
+pub mod watched;
 pub mod world;
 
 use std::path::{Path, PathBuf};

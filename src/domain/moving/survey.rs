@@ -146,7 +146,8 @@ impl Survey {
             | Answer::Keys(_)
             | Answer::Text(_)
             | Answer::Bytes(_)
-            | Answer::Jobs(_) => None,
+            | Answer::Jobs(_)
+            | Answer::Standing(_) => None,
         });
         match std::mem::replace(&mut self.asked, Asked::Nothing) {
             Asked::Nothing => {}

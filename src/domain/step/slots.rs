@@ -230,17 +230,9 @@ impl Action for MoveSlots {
     fn marks(&self, seen: &Observation) -> Vec<Mark> {
         let slots = self.left(seen);
         let covered = |node: &Address| {
-            let sets = seen.marks_on(node).filter_map(|m| match &m.what {
-                MarkKind::OpenSlots(o) if (&o.from, &o.to) == (&self.from.id, &self.to.id) => {
-                    Some(&o.slots)
-                }
-                MarkKind::OpenSlots(_)
-                | MarkKind::Setting(_)
-                | MarkKind::Unwritten
-                | MarkKind::Identity(_)
-                | MarkKind::Hold(_) => None,
-            });
-            sets.fold(SlotSet::empty(), |all, s| all.union(s))
+            let open = seen.marks_on(node).filter_map(|m| m.what.open_slots());
+            let same = open.filter(|o| (&o.from, &o.to) == (&self.from.id, &self.to.id));
+            same.fold(SlotSet::empty(), |all, o| all.union(&o.slots))
         };
         let mark = |end: &End| Mark {
             node: end.address.clone(),

@@ -48,7 +48,7 @@ impl Engine {
             return Ok(first);
         }
         let slots = moves.iter().fold(SlotSet::empty(), |all, step| all.union(&step.slots));
-        let logins = self.logins(wanted.spec.credentials()).await?;
+        let logins = self.logins(&wanted.spec).await?;
         let latency = amendment.terms.moving.max_latency_ms;
         let within = if options.thorough { AT_LENGTH } else { BRIEFLY };
         let figures = self.figures(&slots, Depth::Sizes, latency, &logins, seen, within).await;

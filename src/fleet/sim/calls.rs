@@ -72,7 +72,8 @@ impl Sent {
                 | Saying::Migrate { .. }
                 | Saying::RestoreFunctions(_)
                 | Saying::MigrateSlots { .. }
-                | Saying::CancelSlotJobs,
+                | Saying::CancelSlotJobs
+                | Saying::Command(_),
             ) => true,
             Self::Saying(
                 Saying::CountKeys { .. }
@@ -81,7 +82,8 @@ impl Sent {
                 | Saying::TypeOf { .. }
                 | Saying::Ping
                 | Saying::DumpFunctions
-                | Saying::SlotJobs,
+                | Saying::SlotJobs
+                | Saying::Stand,
             ) => false,
         }
     }
@@ -89,7 +91,9 @@ impl Sent {
     /// Whether a node that takes no writes lets it wait.
     fn writes(&self) -> bool {
         match self {
-            Self::Verb(verb) => matches!(verb, Verb::FlushAll),
+            Self::Verb(verb) | Self::Saying(Saying::Command(verb)) => {
+                matches!(verb, Verb::FlushAll | Verb::FlushFunctions)
+            }
             Self::Saying(saying) => {
                 matches!(saying, Saying::Migrate { .. } | Saying::RestoreFunctions(_))
             }

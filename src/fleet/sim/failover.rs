@@ -51,6 +51,9 @@ impl Manual {
 impl Server {
     /// Whether it takes no writes: clients wait for their answers until it does again.
     pub fn is_paused(&self, now: Ms) -> bool {
+        if now < self.paused_until {
+            return true;
+        }
         match &self.table.manual {
             Manual::Paused { until, .. } => now < until + PATIENCE_MS,
             Manual::Nothing | Manual::CatchingUp { .. } | Manual::MayStand { .. } => false,

@@ -21,12 +21,15 @@ mod migrate;
 mod packet;
 mod port;
 mod report;
+mod sentinel;
 mod server;
 mod settings;
 mod slots;
+mod switching;
 mod sync;
 mod table;
 mod verbs;
+mod watching;
 mod world;
 
 #[cfg(test)]
@@ -57,6 +60,8 @@ pub struct SimOptions {
     pub flavor: Flavor,
     pub version: Version,
     pub cluster: bool,
+    /// Whether it is a Sentinel, which keeps no data.
+    pub sentinel: bool,
     /// Settings that its config file gives it.
     pub config: BTreeMap<String, String>,
     /// Whether it has a config file that it can rewrite.
@@ -71,6 +76,7 @@ impl Default for SimOptions {
             flavor: Flavor::Redis,
             version: Version::new(7, 0, 15),
             cluster: true,
+            sentinel: false,
             config: BTreeMap::new(),
             config_file: true,
             uptime_ms: 60_000,
@@ -82,6 +88,12 @@ impl SimOptions {
     #[must_use]
     pub fn of(flavor: Flavor, version: Version) -> Self {
         Self { flavor, version, ..Self::default() }
+    }
+
+    /// A Sentinel.
+    #[must_use]
+    pub fn watching(flavor: Flavor, version: Version) -> Self {
+        Self { cluster: false, sentinel: true, ..Self::of(flavor, version) }
     }
 
     #[must_use]

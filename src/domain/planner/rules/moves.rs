@@ -7,9 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Goal, Leaver, Question, peopled, primary, shards};
 use crate::domain::node::{Address, ClusterNodeId};
-use crate::domain::observation::{
-    ClusterView, MarkKind, Observation, OpenSlot, Report, Role, SlotJobView,
-};
+use crate::domain::observation::{ClusterView, Observation, OpenSlot, Report, Role, SlotJobView};
 use crate::domain::slot::SlotSet;
 use crate::domain::step::cancel::CancelSlotJobs;
 use crate::domain::step::slots::{End, MoveMethod, MoveSlots};
@@ -184,12 +182,7 @@ fn ours(q: &Question) -> SlotSet {
     if q.terms.moving.closes_foreign {
         return SlotSet::all();
     }
-    let marked = q.seen.marks.iter().filter_map(|m| match &m.what {
-        MarkKind::OpenSlots(open) => Some(&open.slots),
-        MarkKind::Setting(_) | MarkKind::Unwritten | MarkKind::Identity(_) | MarkKind::Hold(_) => {
-            None
-        }
-    });
+    let marked = q.seen.marks.iter().filter_map(|m| m.what.open_slots()).map(|open| &open.slots);
     marked.fold(SlotSet::empty(), |all, slots| all.union(slots))
 }
 
@@ -225,16 +218,10 @@ fn resolve(q: &Question, id: &ClusterNodeId) -> Option<Address> {
     if let Some(party) = parties(q).find(|p| p.end.id == *id) {
         return Some(party.end.address);
     }
-    let marked = q.seen.marks.iter().find_map(|m| match &m.what {
-        MarkKind::OpenSlots(o) if o.from == *id || o.to == *id => {
-            // Each end has its own.
-            q.seen.view(&m.node).is_none_or(|v| v.my_id == *id).then_some(&m.node)
-        }
-        MarkKind::OpenSlots(_)
-        | MarkKind::Setting(_)
-        | MarkKind::Unwritten
-        | MarkKind::Identity(_)
-        | MarkKind::Hold(_) => None,
+    let marked = q.seen.marks.iter().find_map(|m| {
+        let ours = m.what.open_slots().is_some_and(|o| o.from == *id || o.to == *id);
+        // Each end has its own.
+        (ours && q.seen.view(&m.node).is_none_or(|v| v.my_id == *id)).then_some(&m.node)
     });
     let node = address_of(id, q.seen).or(marked)?;
     let of_node = |(shard, _): &&(Shard, SlotSet)| {
