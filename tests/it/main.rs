@@ -24,6 +24,7 @@ mod journal;
 mod lifecycle;
 mod members;
 mod moves;
+mod moves_held_up;
 mod moves_refused;
 mod openapi;
 mod outage;

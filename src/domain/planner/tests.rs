@@ -4,6 +4,7 @@ mod adopt;
 mod dissolve;
 mod drain;
 mod drift;
+mod held_up;
 mod lone;
 mod members;
 mod moves;

@@ -17,6 +17,7 @@ pub mod handover;
 pub mod hold;
 pub mod leave;
 pub mod meet;
+pub mod pressure;
 pub mod release;
 pub mod replicate;
 pub mod reset;

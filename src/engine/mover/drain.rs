@@ -1,12 +1,12 @@
 //! The keys of open slots: batch by batch, until the source lists none.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{Chunk, Item, LISTED, Listed, Moved, Mover, PATIENCE, Queues, Stall};
-use crate::domain::fault::{Fault, UNREACHABLE};
+use super::{Chunk, Item, Job, LISTED, Listed, Moved, Mover, PATIENCE, Queues, Stall};
+use crate::domain::fault::{Fault, TARGET_FULL, UNREACHABLE};
 use crate::domain::moving::BigKey;
 use crate::domain::moving::talk::{Answer, Key, Lane, Saying, SlotState};
 use crate::domain::step::slots::MIGRATE_WITHIN_MS;
@@ -47,15 +47,16 @@ impl Mover<'_> {
                 }
             };
             free = Instant::now();
-            self.queue(listed, &mut HashMap::new(), &mut queues).await?;
+            self.queue(listed, &mut queues).await?;
         }
         slots.retain(|slot| !queues.contains_key(slot));
         Ok(slots)
     }
 
     /// The target takes these slots, and the source gives them: from now on no new key comes into them
-    /// there. What it lists then; a list from before would not show what was written until then.
-    pub(super) async fn hand_out(&self, slots: &[u16]) -> Result<Listed, Fault> {
+    /// there, so only a list that is made from now on can say that there is none left. Gives those that
+    /// move; the others were the target's already.
+    pub(super) async fn hand_out(&self, slots: &[u16]) -> Result<Vec<u16>, Fault> {
         self.acquaint(slots).await?;
         let job = self.job;
         let takes = |&slot: &u16| {
@@ -82,36 +83,18 @@ impl Mover<'_> {
         for answer in self.confirmed(&job.source, &asked).await? {
             job.source.done(answer)?;
         }
-        self.list(&moving).await
+        Ok(moving)
     }
 
     /// Queues what was listed; a slot of which nothing was is done.
-    pub(super) async fn queue(
-        &self,
-        listed: Listed,
-        known: &mut HashMap<Key, Item>,
-        queues: &mut Queues,
-    ) -> Result<(), Fault> {
-        let mut unknown = Listed::new();
-        for (slot, keys) in listed {
+    pub(super) async fn queue(&self, listed: Listed, queues: &mut Queues) -> Result<(), Fault> {
+        let (unknown, done): (Listed, Listed) =
+            listed.into_iter().partition(|(_, keys)| !keys.is_empty());
+        for (slot, _) in done {
             queues.remove(&slot);
-            if keys.is_empty() {
-                continue;
-            }
-            let queue = queues.entry(slot).or_default();
-            let mut others = Vec::new();
-            for key in keys {
-                match known.remove(&key) {
-                    Some(item) => queue.push_back(item),
-                    None => others.push(key),
-                }
-            }
-            if !others.is_empty() {
-                unknown.push((slot, others));
-            }
         }
         for (slot, items) in self.measure(unknown).await? {
-            queues.entry(slot).or_default().extend(items);
+            queues.insert(slot, items.into());
         }
         Ok(())
     }
@@ -128,15 +111,16 @@ impl Mover<'_> {
         let mut room = self.pace.lock().unwrap_or_else(PoisonError::into_inner).share(usual);
         let mut batch = Batch::default();
         for (&slot, queue) in queues.iter_mut() {
-            let mut part = Vec::new();
+            let Some(count) = whole(queue, room, batch.parts.is_empty()) else { break };
+            room = room.saturating_sub(count);
+            let mut part = Vec::with_capacity(count);
             let mut kept = VecDeque::new();
-            while room > 0
+            while part.len() < count
                 && let Some(item) = queue.pop_front()
             {
                 if item.stall_ms.is_some() {
                     kept.push_back(item);
                 } else {
-                    room -= 1;
                     batch.sizes.push((slot, item.bytes));
                     part.push(item.key);
                 }
@@ -144,9 +128,6 @@ impl Mover<'_> {
             queue.append(&mut kept);
             if !part.is_empty() {
                 batch.parts.push((slot, part));
-            }
-            if room == 0 {
-                break;
             }
         }
         Some(batch)
@@ -209,13 +190,15 @@ impl Mover<'_> {
                     );
                     failed = Some(Fault::new(UNREACHABLE, why, target));
                 }
-                answer => job.source.done(answer)?,
+                answer => job.source.done(answer).map_err(|fault| job.blamed(fault))?,
             }
         }
         if let Some(fault) = failed {
             return Ok(Err(fault));
         }
         let count = batch.sizes.len() as u64;
+        let bytes = batch.sizes.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+        self.tally.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.tally.keys.fetch_add(count, Ordering::Relaxed);
         let left = self.tally.keys_left.load(Ordering::Relaxed).saturating_sub(count);
         self.tally.keys_left.store(left, Ordering::Relaxed);
@@ -233,6 +216,29 @@ impl Mover<'_> {
             }
         }
         Ok(Ok(listed))
+    }
+}
+
+/// How many keys of a slot join a batch that has room for so many: all of them, if that is not much more,
+/// since what is left of a slot costs a command of its own. A slot that does not fit waits, unless it
+/// would be the first.
+fn whole(queue: &VecDeque<Item>, room: usize, is_first: bool) -> Option<usize> {
+    let usual = queue.iter().filter(|item| item.stall_ms.is_none()).count();
+    if usual <= room + room / 2 {
+        return Some(usual);
+    }
+    is_first.then_some(room)
+}
+
+impl Job<'_> {
+    /// What the target refused for want of memory is no fault of the source that tells it.
+    fn blamed(&self, fault: Fault) -> Fault {
+        if fault.code != "OOM" {
+            return fault;
+        }
+        let target = &self.target.target.address;
+        let why = format!("{target} takes no more keys: {}", fault.message);
+        Fault::new(TARGET_FULL, why, target)
     }
 }
 

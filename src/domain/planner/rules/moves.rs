@@ -221,7 +221,9 @@ fn resolve(q: &Question, id: &ClusterNodeId) -> Option<Address> {
         (ours && q.seen.view(&m.node).is_none_or(|v| v.my_id == *id)).then_some(&m.node)
     });
     let node = address_of(id, q.seen).or(marked)?;
-    let of_node = |(shard, _): &&(Shard, SlotSet)| peopled(q, shard).members.contains(node);
+    let of_node = |(shard, _): &&(Shard, SlotSet)| {
+        peopled(q, shard).members.contains(node) || q.terms.lost.get(node) == Some(&shard.id)
+    };
     let (shard, slots) = shards(q).iter().find(of_node)?;
     primary(q, shard, slots)
 }
