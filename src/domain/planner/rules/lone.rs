@@ -33,12 +33,13 @@ const CONVERGE: &[Stage] = &[
     reset_replicas,
     resets,
     configure,
-    rewrite,
     prepare,
     hold,
     join,
     seats,
+    rewrite_members,
     leave,
+    rewrite,
     settle,
 ];
 const SEATS: &[Stage] =
@@ -311,6 +312,13 @@ fn relief(q: &Question, shard: &Shard, from: &Address) -> Option<Seat> {
     let expected_ms = expected(method, from, &to, q.seen);
     let (from, slots) = (from.clone(), Default::default());
     Some(Seat { from, from_id, slots, to, method, expected_ms })
+}
+
+/// Config files, when everybody has the part that it keeps.
+fn rewrite_members(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
+    let mut steps = rewrite(q)?;
+    steps.retain(|step| step.action().nodes().iter().all(|n| !q.terms.leavers.contains_key(n)));
+    Ok(steps)
 }
 
 /// Those that are not wanted any more. One that does not answer is left; it is told when it is back.
