@@ -288,10 +288,9 @@ fn seats(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
     let Some(shard) = shard(q) else { return Ok(vec![]) };
     let leads = agreed_primary(&peopled(q, shard), &Default::default(), q.seen);
     let seat = match q.terms.seats.get(&shard.id) {
-        // Where somebody else took over meanwhile, that one is adopted.
-        Some(seat) if leads.as_ref().is_none_or(|p| *p == seat.from || *p == seat.to) => {
-            Some(seat.clone())
-        }
+        // Where somebody else took over meanwhile, that one is adopted. Who let go may have left since.
+        Some(seat) if leads.as_ref() == Some(&seat.to) => None,
+        Some(seat) if leads.as_ref().is_none_or(|p| *p == seat.from) => Some(seat.clone()),
         Some(_) | None => leads.and_then(|from| relief(q, shard, &from)),
     };
     let step = |seat: Seat| {
