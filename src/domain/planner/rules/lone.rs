@@ -79,7 +79,9 @@ pub(super) fn is_settled(q: &Question, mark: &Mark) -> bool {
                 && !q.terms.seats.values().any(|seat| seat.from == mark.node);
             let gone = !q.want.layout.members().contains(&mark.node)
                 && !q.terms.leavers.contains_key(&mark.node);
-            follows || given_up || gone
+            // A restart would bring it back as what its file says.
+            let written = !q.seen.marks_on(&mark.node).any(|m| m.what == MarkKind::Unwritten);
+            (follows && written) || given_up || gone
         }
         MarkKind::Emptied(emptied) => {
             report.is_some_and(|r| r.run_id != emptied.run_id || r.role != Role::Primary)
@@ -103,8 +105,21 @@ fn shard<'a>(q: &Question<'a>) -> Option<&'a Shard> {
 fn primary(q: &Question, shard: &Shard) -> Option<Address> {
     match q.terms.primaries.get(&shard.id) {
         Some(pinned) => Some(pinned.clone()),
-        None => agreed_primary(&peopled(q, shard), &Default::default(), q.seen),
+        None => agreed_primary(&people(q, shard), &Default::default(), q.seen),
     }
+}
+
+/// The members, and those that are to leave but for those on their way out: such a one is a primary
+/// with its copy of the data for a moment.
+fn people(q: &Question, shard: &Shard) -> Shard {
+    let mut people = peopled(q, shard);
+    let leaving = |node: &Address| {
+        let leaver = q.terms.leavers.get(node);
+        leaver
+            .is_some_and(|l| q.seen.marks_on(node).any(|m| m.what.identity() == Some(&l.identity)))
+    };
+    people.members.retain(|node| !leaving(node));
+    people
 }
 
 /// A hand-over that was left when the old primary had let go and the new one had not taken over:
@@ -130,7 +145,7 @@ fn hand_over(q: &Question, shard: &Shard, from: &Address, to: &Address, forced: 
 
 /// Who else follows the old primary, and is to follow the new one.
 fn others(q: &Question, shard: &Shard, from: &Address, to: &Address) -> Vec<Address> {
-    let people = peopled(q, shard);
+    let people = people(q, shard);
     let other = |node: &&Address| *node != from && *node != to;
     let after =
         |node: &&Address| q.seen.report(node).is_some_and(|r| follows(r, Some(from), q.seen));
@@ -163,7 +178,7 @@ fn is_held(q: &Question, node: &Address) -> bool {
 /// What keeps a plan from knowing whose data counts.
 fn strangers(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
     let Some(shard) = shard(q) else { return dependants(q) };
-    let people = peopled(q, shard);
+    let people = people(q, shard);
     let mut blockers = Vec::new();
     if let Primary::Contested(several) = lineage::primary_of(&people, q.seen)
         && !q.terms.primaries.contains_key(&shard.id)
@@ -277,7 +292,9 @@ fn settle(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
 
 fn settles(q: &Question) -> Vec<Step> {
     let Some(shard) = shard(q) else { return vec![] };
-    let Some(primary) = primary(q, shard) else { return vec![] };
+    // Where nobody leads that answers, whoever did is waited for.
+    let primary = primary(q, shard).or_else(|| lineage::incumbent(&people(q, shard), q.seen));
+    let Some(primary) = primary.or_else(|| shard.members.first().cloned()) else { return vec![] };
     let replicas = shard.members.iter().filter(|m| **m != primary);
     let step = |node: &Address| AwaitSync { node: node.clone(), primary: primary.clone() };
     replicas.map(|node| Step::AwaitSync(step(node))).collect()
@@ -286,7 +303,7 @@ fn settles(q: &Question) -> Vec<Step> {
 /// The change of primary that is still to be made.
 fn seats(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
     let Some(shard) = shard(q) else { return Ok(vec![]) };
-    let leads = agreed_primary(&peopled(q, shard), &Default::default(), q.seen);
+    let leads = agreed_primary(&people(q, shard), &Default::default(), q.seen);
     let seat = match q.terms.seats.get(&shard.id) {
         // Where somebody else took over meanwhile, that one is adopted. Who let go may have left since.
         Some(seat) if leads.as_ref() == Some(&seat.to) => None,
@@ -320,14 +337,13 @@ fn rewrite_members(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
     Ok(steps)
 }
 
-/// Those that are not wanted any more. One that does not answer is left; it is told when it is back.
+/// Those that are not wanted any more.
 fn leave(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
-    let answers = |(node, _): &(&Address, &Leaver)| q.seen.report(node).is_some();
     let step = |(node, leaver): (&Address, &Leaver)| {
         let (node, identity) = (node.clone(), leaver.identity.clone());
         Step::Leave(Leave { node, identity, bares: leaver.bares })
     };
     let gone = q.want.layout == Layout::Gone;
     let leavers = q.terms.leavers.iter().filter(|_| !gone);
-    Ok(leavers.filter(answers).map(step).collect())
+    Ok(leavers.map(step).collect())
 }
