@@ -9,7 +9,7 @@ use crate::domain::hazard::Ceiling;
 use crate::domain::intent::{Intent, RepairIntent};
 use crate::domain::lineage::{self, deposition};
 use crate::domain::node::Address;
-use crate::domain::observation::{Observation, Role};
+use crate::domain::observation::{MarkKind, Observation, Role};
 use crate::domain::spec::FailoverMode;
 use crate::engine::desk::{DeskError, PlanOptions};
 use crate::store::topologies::StoredTopology;
@@ -58,6 +58,13 @@ fn back(stored: &StoredTopology, seen: &Observation) -> Option<Address> {
     let leads =
         |node: &&Address| seen.report(node).is_some_and(|r| r.role == Role::Primary && !r.loading);
     let back = |node: &&Address| leads(node) && deposition(node, seen).is_some();
-    let left = |node: &&Address| lineage::is_headless(node, seen);
+    // One whose file is behind would come back as a primary when it is started again.
+    let behind = |node: &Address| {
+        let of = |what: fn(&MarkKind) -> bool| seen.marks_on(node).any(|m| what(&m.what));
+        of(|m| m.deposed().is_some()) && of(|m| *m == MarkKind::Unwritten)
+    };
+    let left = |node: &&Address| {
+        lineage::is_headless(node, seen) || (seen.report(node).is_some() && behind(node))
+    };
     shard.members.iter().find(|node| back(node) || left(node)).cloned()
 }

@@ -26,12 +26,13 @@ use crate::domain::id::{PlanId, ShardId};
 use crate::domain::intent::{Intent, failover, members};
 use crate::domain::moving::BigKey;
 use crate::domain::node::Address;
-use crate::domain::observation::{MarkKind, Observation};
+use crate::domain::observation::{Mark, MarkKind, Observation};
 use crate::domain::placement::Warning;
 use crate::domain::plan::{
     Plan, PlanError, PlanState, Progress, Requested, StepRecord, StepState, WaitingFor,
 };
-use crate::domain::planner::{self, Goal, Next, Question, Terms};
+use crate::domain::planner::{self, Goal, Next, Question, Seat, Terms};
+use crate::domain::step::command::FailoverMethod;
 use crate::domain::step::slots::MoveSlots;
 use crate::domain::step::{Action, Check, Step, StepKey, Wait};
 use crate::domain::topology::Topology;
@@ -48,6 +49,8 @@ const POLL_FIRST: Duration = Duration::from_millis(20);
 const POLL_LAST: Duration = Duration::from_millis(250);
 /// Progress is told this often at most.
 const TELL_AT_MOST: Duration = Duration::from_millis(250);
+/// How long a node is waited for that handed over and is gone.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// A sight that is older is no ground for commands.
 const STALE: Duration = Duration::from_secs(3);
 /// Beside the commands' own time, a lease is stretched by this much before they are sent.
@@ -233,7 +236,10 @@ impl Run {
             }
             Next::Wait(waits) => self.wait(engine, plan, waits, round).await,
             // In an emergency nobody waits.
-            Next::Converged if (winding_down || !terms.seats_only) && is_patient(watch, &seen) => {
+            Next::Converged
+                if ((winding_down || !terms.seats_only) && is_patient(watch, &seen))
+                    || self.waits_for_the_old(&terms, &seen) =>
+            {
                 self.commit(engine, plan, round).await?;
                 Ok(POLL_LAST)
             }
@@ -252,6 +258,17 @@ impl Run {
                 Ok(Duration::ZERO)
             }
         }
+    }
+
+    /// Whether a node that handed over went silent a moment ago: its config file is behind.
+    fn waits_for_the_old(&self, terms: &Terms, seen: &Observation) -> bool {
+        let graceful = |seat: &Seat| seat.method == FailoverMethod::Graceful;
+        let missing = |m: &Mark| m.what.hold().is_none() && seen.report(&m.node).is_none();
+        self.want.layout.lone().is_some()
+            && !terms.seats.is_empty()
+            && terms.seats.values().all(graceful)
+            && seen.marks.iter().any(missing)
+            && self.moved_at.elapsed() < PATIENCE
     }
 
     async fn commit(

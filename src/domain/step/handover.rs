@@ -16,7 +16,7 @@ use crate::domain::hazard::{Hazard, HazardKind};
 use crate::domain::id::ShardId;
 use crate::domain::node::Address;
 use crate::domain::observation::{
-    DeposedMark, History, Mark, MarkKind, Observation, Report, Role, Sighting,
+    Attached, DeposedMark, History, Mark, MarkKind, Observation, Report, Role, Sighting,
 };
 use crate::domain::plan::WaitingFor;
 
@@ -178,9 +178,18 @@ impl Action for HandOver {
         new.replication.link_up = false;
         new.replication.before = Some(History { replid, offset: offset + 1 });
         new.replication.replid = format!("(new history of {})", self.to);
-        for node in self.others.iter().chain([&self.from]) {
+        let followers: Vec<&Address> = self.others.iter().chain([&self.from]).collect();
+        let attached = |node: &&Address| Attached {
+            address: (*node).clone(),
+            state: "online".to_owned(),
+            offset,
+            lag_seconds: 0,
+        };
+        new.replication.replicas = followers.iter().map(attached).collect();
+        for node in followers {
             let Some(Sighting::Seen(report)) = world.nodes.get_mut(node) else { continue };
             report.role = Role::Replica;
+            report.replication.replicas.clear();
             report.replication.primary = Some(self.to.clone());
             report.replication.link_up = true;
         }

@@ -392,6 +392,8 @@ impl Bench {
             }
             Stage::Real { nodes, .. } => {
                 nodes[node].kill();
+                // Left by a full copy that went by way of the disk (6.2).
+                let _ = std::fs::remove_file(nodes[node].dir().join("dump.rdb"));
                 if !keep_identity && nodes[node].dir().join("nodes.conf").exists() {
                     std::fs::remove_file(nodes[node].dir().join("nodes.conf")).unwrap();
                 }

@@ -33,12 +33,13 @@ const CONVERGE: &[Stage] = &[
     reset_replicas,
     resets,
     configure,
-    rewrite,
     prepare,
     hold,
     join,
     seats,
+    rewrite_members,
     leave,
+    rewrite,
     settle,
 ];
 const SEATS: &[Stage] =
@@ -78,7 +79,9 @@ pub(super) fn is_settled(q: &Question, mark: &Mark) -> bool {
                 && !q.terms.seats.values().any(|seat| seat.from == mark.node);
             let gone = !q.want.layout.members().contains(&mark.node)
                 && !q.terms.leavers.contains_key(&mark.node);
-            follows || given_up || gone
+            // A restart would bring it back as what its file says.
+            let written = !q.seen.marks_on(&mark.node).any(|m| m.what == MarkKind::Unwritten);
+            (follows && written) || given_up || gone
         }
         MarkKind::Emptied(emptied) => {
             report.is_some_and(|r| r.run_id != emptied.run_id || r.role != Role::Primary)
@@ -102,8 +105,21 @@ pub(super) fn shard<'a>(q: &Question<'a>) -> Option<&'a Shard> {
 pub(super) fn primary(q: &Question, shard: &Shard) -> Option<Address> {
     match q.terms.primaries.get(&shard.id) {
         Some(pinned) => Some(pinned.clone()),
-        None => agreed_primary(&peopled(q, shard), &Default::default(), q.seen),
+        None => agreed_primary(&people(q, shard), &Default::default(), q.seen),
     }
+}
+
+/// The members, and those that are to leave but for those on their way out: such a one is a primary
+/// with its copy of the data for a moment.
+fn people(q: &Question, shard: &Shard) -> Shard {
+    let mut people = peopled(q, shard);
+    let leaving = |node: &Address| {
+        let leaver = q.terms.leavers.get(node);
+        leaver
+            .is_some_and(|l| q.seen.marks_on(node).any(|m| m.what.identity() == Some(&l.identity)))
+    };
+    people.members.retain(|node| !leaving(node));
+    people
 }
 
 /// A hand-over that was left when the old primary had let go and the new one had not taken over:
@@ -129,7 +145,7 @@ fn hand_over(q: &Question, shard: &Shard, from: &Address, to: &Address, forced: 
 
 /// Who else follows the old primary, and is to follow the new one.
 fn others(q: &Question, shard: &Shard, from: &Address, to: &Address) -> Vec<Address> {
-    let people = peopled(q, shard);
+    let people = people(q, shard);
     let other = |node: &&Address| *node != from && *node != to;
     let after =
         |node: &&Address| q.seen.report(node).is_some_and(|r| follows(r, Some(from), q.seen));
@@ -162,7 +178,7 @@ fn is_held(q: &Question, node: &Address) -> bool {
 /// What keeps a plan from knowing whose data counts.
 pub(super) fn strangers(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
     let Some(shard) = shard(q) else { return dependants(q) };
-    let people = peopled(q, shard);
+    let people = people(q, shard);
     let mut blockers = Vec::new();
     if let Primary::Contested(several) = lineage::primary_of(&people, q.seen)
         && !q.terms.primaries.contains_key(&shard.id)
@@ -276,7 +292,9 @@ fn settle(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
 
 pub(super) fn settles(q: &Question) -> Vec<Step> {
     let Some(shard) = shard(q) else { return vec![] };
-    let Some(primary) = primary(q, shard) else { return vec![] };
+    // Where nobody leads that answers, whoever did is waited for.
+    let primary = primary(q, shard).or_else(|| lineage::incumbent(&people(q, shard), q.seen));
+    let Some(primary) = primary.or_else(|| shard.members.first().cloned()) else { return vec![] };
     let replicas = shard.members.iter().filter(|m| **m != primary);
     let step = |node: &Address| AwaitSync { node: node.clone(), primary: primary.clone() };
     replicas.map(|node| Step::AwaitSync(step(node))).collect()
@@ -287,10 +305,9 @@ fn seats(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
     let Some(shard) = shard(q) else { return Ok(vec![]) };
     let leads = leads(q, shard);
     let seat = match q.terms.seats.get(&shard.id) {
-        // Where somebody else took over meanwhile, that one is adopted.
-        Some(seat) if leads.as_ref().is_none_or(|p| *p == seat.from || *p == seat.to) => {
-            Some(seat.clone())
-        }
+        // Where somebody else took over meanwhile, that one is adopted. Who let go may have left since.
+        Some(seat) if leads.as_ref() == Some(&seat.to) => None,
+        Some(seat) if leads.as_ref().is_none_or(|p| *p == seat.from) => Some(seat.clone()),
         Some(_) | None => leads.and_then(|from| relief(q, shard, &from)),
     };
     let step = |seat: Seat| {
@@ -303,7 +320,7 @@ fn seats(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
 
 /// Who is primary now, one that is to leave included.
 pub(super) fn leads(q: &Question, shard: &Shard) -> Option<Address> {
-    agreed_primary(&peopled(q, shard), &Default::default(), q.seen)
+    agreed_primary(&people(q, shard), &Default::default(), q.seen)
 }
 
 /// Who takes over from one that is to leave and became primary on the way.
@@ -318,6 +335,13 @@ pub(super) fn relief(q: &Question, shard: &Shard, from: &Address) -> Option<Seat
     Some(Seat { from, from_id, slots, to, method, expected_ms })
 }
 
+/// Config files, when everybody has the part that it keeps.
+fn rewrite_members(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
+    let mut steps = rewrite(q)?;
+    steps.retain(|step| step.action().nodes().iter().all(|n| !q.terms.leavers.contains_key(n)));
+    Ok(steps)
+}
+
 /// Those that are not wanted any more. One that does not answer is left; it is told when it is back.
 pub(super) fn leave(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
     let answers = |(node, _): &(&Address, &Leaver)| q.seen.report(node).is_some();
@@ -327,5 +351,5 @@ pub(super) fn leave(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
     };
     let gone = q.want.layout == Layout::Gone;
     let leavers = q.terms.leavers.iter().filter(|_| !gone);
-    Ok(leavers.filter(answers).map(step).collect())
+    Ok(leavers.map(step).collect())
 }
