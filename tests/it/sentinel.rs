@@ -65,7 +65,7 @@ async fn what_is_unwise_is_told_and_refused_where_that_is_wanted() {
     let mut body = watched.body();
     let preview = watched.world.client.post("/v1/topologies/preview", &body).await.unwrap();
     assert!(preview["warnings"].to_string().contains("few_sentinels"), "{preview:#}");
-    body["spec"]["placement"] = json!({ "strict": true });
+    body["spec"]["placement"] = json!({ "strict": true, "spread": ["zone"] });
     let strict = watched.world.client.post("/v1/topologies/preview", &body).await.unwrap_err();
     assert!(strict.to_string().contains("Sentinels"), "{strict}");
     body["spec"]["placement"] = json!({});

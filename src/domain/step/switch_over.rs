@@ -171,10 +171,15 @@ impl Action for SwitchOver {
         vec![Command::new(&self.sentinel, Verb::FailOverWatch { name, coordinated })]
     }
 
-    /// Sentinels have data nodes write their files, with the settings that hold for a while in them.
+    /// Sentinels have data nodes write their files: with settings in them that hold for a while.
     fn marks(&self, seen: &Observation) -> Vec<Mark> {
         let deposed = deposed(&self.from, &self.to, self.shard, self.is_forced(), seen);
+        let differs = |node: &Address| {
+            let changes = [&self.from, &self.to].contains(&node);
+            changes || seen.marks_on(node).any(|m| m.what.setting().is_some())
+        };
         let data = self.data().into_iter().filter(|node| seen.report(node).is_some());
+        let data = data.filter(|node| differs(node));
         let files = data.flat_map(|node| unwritten(&node, seen));
         deposed.filter(|_| !self.coordinated).into_iter().chain(files).collect()
     }

@@ -206,7 +206,7 @@ mod tests {
     fn three_zones_survive_the_loss_of_any() {
         let all = tried("abc", "abc", None);
         assert!(all.survives.any_node && all.survives.any_host && all.survives.any_zone);
-        assert_eq!((all.node_pairs.total, all.node_pairs.survived), (15, 12));
+        assert_eq!((all.node_pairs.total, all.node_pairs.survived), (15, 15));
         assert_eq!(all.losses[0].outcome, Outcome::Failover);
         assert_eq!((all.losses[0].voters_left, all.losses[0].voters_needed), (3, 2));
     }

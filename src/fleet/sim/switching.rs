@@ -116,7 +116,7 @@ impl Watched {
         let others = self.sentinels.values().filter_map(|o| o.vote.as_ref());
         let votes = others.chain(own.as_ref()).filter(|(who, at)| who == me && *at == epoch);
         let votes = votes.count();
-        votes > (self.sentinels.len() + 1) / 2 && votes >= usize::from(self.quorum)
+        votes > self.sentinels.len().div_ceil(2) && votes >= usize::from(self.quorum)
     }
 
     /// Tells those that follow the old primary to follow the new one, a few at a time; whether all do.

@@ -101,7 +101,7 @@ pub fn adopt(request: &Request, name: &str, seen: &Observation) -> Result<Adopti
     let shard = adopt::shard(request, members.clone());
     let count = sentinels.all.len();
     let quorum = watches.first().map(|w| w.quorum).filter(|q| usize::from(*q) != count / 2 + 1);
-    let option = |of: fn(&Watch) -> u64| agreed(&watches, of);
+    let option = |of: Figure| agreed(&watches, of);
     let spec = SentinelSpec {
         replicas: u16::try_from(members.len().saturating_sub(1)).unwrap_or(u16::MAX),
         nodes: members.iter().map(node).collect(),
@@ -158,6 +158,9 @@ fn refuse_unknown(
     let errors: Vec<_> = seeds.chain(zones).collect();
     if errors.is_empty() { Ok(()) } else { Err(Refusal::Invalid(errors)) }
 }
+
+/// What is read of a watch, to compare Sentinels by.
+type Figure = fn(&Watch) -> u64;
 
 /// The Sentinels of a deployment, each by one name.
 struct Sentinels {
@@ -220,7 +223,7 @@ impl Sentinels {
                 format!("the others still count the Sentinel {sentinel}, which is gone: repair has them forget it"),
             ));
         }
-        let options: [(&str, fn(&Watch) -> u64); 4] = [
+        let options: [(&str, Figure); 4] = [
             ("quorum", |w| u64::from(w.quorum)),
             ("down-after-milliseconds", |w| w.down_after_ms),
             ("failover-timeout", |w| w.failover_timeout_ms),
