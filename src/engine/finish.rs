@@ -33,6 +33,7 @@ impl Finisher {
             accept: [].into(),
             expect_fingerprint: None,
             supersede: false,
+            thorough: false,
             reason: Some(format!("another node takes over from {node}, which was not there")),
         };
         let intent = Intent::Repair(RepairIntent {});

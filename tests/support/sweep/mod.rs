@@ -177,7 +177,7 @@ impl Sweep {
     ) -> Option<String> {
         self.cases += 1;
         let mut case = Case::new(self.store.clone(), self.cases, self.mistake);
-        if let Err(wrong) = case.prepare(scenario).await {
+        if let Err(wrong) = Box::pin(case.prepare(scenario)).await {
             return Some(format!("preparing it: {wrong}"));
         }
         let commands = case.sim.commands();

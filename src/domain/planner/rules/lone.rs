@@ -342,9 +342,8 @@ fn rewrite_members(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
     Ok(steps)
 }
 
-/// Those that are not wanted any more. One that does not answer is left; it is told when it is back.
+/// Those that are not wanted any more.
 pub(super) fn leave(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
-    let answers = |(node, _): &(&Address, &Leaver)| q.seen.report(node).is_some();
     let step = |(node, leaver): (&Address, &Leaver)| {
         let (node, identity) = (node.clone(), leaver.identity.clone());
         Step::Leave(Leave { node, identity, bares: leaver.bares })
