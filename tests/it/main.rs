@@ -7,6 +7,7 @@ mod architecture;
 mod support;
 
 mod adopt;
+mod advice;
 mod contract;
 mod create;
 mod crowd;
@@ -30,5 +31,6 @@ mod outage;
 mod put;
 mod refusals;
 mod stream;
+mod survival;
 mod sweep;
 mod watch;
