@@ -105,6 +105,9 @@ pub struct Memory {
     pub used_bytes: u64,
     /// 0 where no limit is set.
     pub max_bytes: u64,
+    /// Whether it drops keys to make room at the limit, rather than refuse writes.
+    #[serde(default)]
+    pub evicts: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default, ToSchema)]

@@ -26,6 +26,7 @@ mod mover;
 mod moves;
 mod restored;
 mod run;
+mod surveyed;
 pub mod tail;
 mod verdict;
 mod watcher;
@@ -43,6 +44,7 @@ use self::guests::Guests;
 use self::hub::Hub;
 use self::lease::Lease;
 use self::restored::NewestEvent;
+use self::surveyed::Surveyed;
 use self::tail::Tail;
 use crate::domain::id::TopologyId;
 use crate::domain::observation::Observation;
@@ -78,6 +80,7 @@ pub struct Engine {
     /// longest.
     eldest: AtomicBool,
     newest_event: NewestEvent,
+    surveyed: Surveyed,
 }
 
 /// How the engine is to work.
@@ -98,6 +101,7 @@ impl Engine {
             store,
             fleet,
             hub: Hub::new(),
+            surveyed: Surveyed::default(),
             tail: Tail::new(),
             guests: Arc::default(),
             policy: options.policy,

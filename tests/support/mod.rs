@@ -1,8 +1,12 @@
 //! What the tests stand on: a world of real servers, and ways to look at it.
 
 pub mod installed;
+pub mod instance;
 pub mod orders;
 pub mod plans;
+pub mod record;
+pub mod safety;
+pub mod shim;
 pub mod sweep;
 pub mod traffic;
 pub mod world;

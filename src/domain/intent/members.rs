@@ -132,7 +132,9 @@ pub(super) fn change(
     Ok(Amendment { spec: Some(Spec::Cluster(spec)), layout, terms, warnings })
 }
 
-fn left_apart(node: &Address) -> Warning {
+/// That a dead member still is one.
+#[must_use]
+pub fn left_apart(node: &Address) -> Warning {
     let message = format!(
         "{node} is dead and left as it is: replace it (replace_node) or take it out (remove_replica) next"
     );

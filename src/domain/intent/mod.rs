@@ -286,8 +286,8 @@ impl Intent {
         choice.map(|c| (c.address().clone(), "/intent".to_owned())).into_iter().collect()
     }
 
-    /// The nodes that it takes out or that are worked on, and where members are exchanged all that are
-    /// dead: however they do, it may begin.
+    /// The nodes that it takes out or that are worked on, where members are exchanged all that are dead,
+    /// and where a shard goes its own dead: however they do, it may begin.
     #[must_use]
     pub fn apart(&self, now: &Topology, seen: &Observation) -> BTreeSet<Address> {
         let named = |zone: &Option<String>, node: &Option<Address>| {
@@ -309,9 +309,13 @@ impl Intent {
                 let gone = now.spec.nodes().iter().map(|n| &n.address).filter(|a| !stays(a));
                 gone.cloned().collect()
             }
-            // All of a shard that goes are needed until its slots are elsewhere.
-            Self::RemoveShard(_)
-            | Self::Reshard(_)
+            // Nobody misses its dead replicas; all others are needed until its slots are elsewhere.
+            Self::RemoveShard(remove) => {
+                let goes = remove_shard::meant(remove, now).map(|(shard, _)| &shard.members);
+                let goes = |node: &Address| goes.as_ref().is_ok_and(|all| all.contains(node));
+                dead().into_iter().filter(goes).collect()
+            }
+            Self::Reshard(_)
             | Self::Rebalance(_)
             | Self::AddShard(_)
             | Self::Create(_)

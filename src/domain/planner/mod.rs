@@ -44,6 +44,10 @@ pub struct Terms {
     pub leavers: BTreeMap<Address, Leaver>,
     /// Members of the cluster that are left out of account, whatever has become of them.
     pub apart: BTreeSet<Address>,
+    /// Members of old that died while slots move, each with its shard. They are left apart as well, for as
+    /// long as they are dead; never stored.
+    #[serde(skip)]
+    pub lost: BTreeMap<Address, ShardId>,
     /// Who begins as primary of a shard that is new in a cluster in use, and that slots will move to.
     pub founders: BTreeMap<ShardId, Address>,
     /// How slots are moved, where they are.

@@ -199,6 +199,15 @@ fn peopled(q: &Question, shard: &Shard) -> Shard {
     Shard { members: members.cloned().collect(), ..shard.clone() }
 }
 
+/// Those who are to leave and answer as who they were.
+fn leavers_here<'a>(q: &Question<'a>) -> impl Iterator<Item = (&'a Address, &'a Leaver)> + use<'a> {
+    let seen = q.seen;
+    let here = move |(node, leaver): &(&Address, &Leaver)| {
+        seen.view(node).is_some_and(|v| v.my_id == leaver.identity)
+    };
+    q.terms.leavers.iter().filter(here)
+}
+
 fn agreement(q: &Question) -> AwaitAgreement {
     let all = |nodes: Vec<&Address>| nodes.into_iter().cloned().collect::<Vec<_>>();
     let members = all(members(q));
@@ -314,9 +323,10 @@ fn left(q: &Question, id: &ClusterNodeId, peer: &Peer) -> Option<Address> {
     if q.seen.ghosts().contains(id) {
         return marked.cloned();
     }
-    let leaver = q.terms.leavers.iter().find(|(_, l)| l.identity == *id).map(|(node, _)| node);
-    if let Some(node) = leaver {
-        return q.seen.report(node).is_none().then(|| node.clone());
+    if let Some((node, leaver)) = q.terms.leavers.iter().find(|(_, l)| l.identity == *id) {
+        // Others of its shard who are still to leave would tell of it again.
+        let last = !leavers_here(q).any(|(_, other)| other.shard == leaver.shard);
+        return (last && q.seen.report(node).is_none()).then(|| node.clone());
     }
     let members = q.want.layout.members();
     let gone = |node: &&Address| {
@@ -455,10 +465,7 @@ fn join(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
 
 fn joins(q: &Question) -> Vec<Step> {
     // Those who leave still have to give their data away.
-    let here = |(node, leaver): &(&Address, &Leaver)| {
-        q.seen.view(node).is_some_and(|v| v.my_id == leaver.identity)
-    };
-    let leavers = q.terms.leavers.iter().filter(here).map(|(node, _)| node);
+    let leavers = leavers_here(q).map(|(node, _)| node);
     let known: Vec<&Address> = members(q).into_iter().chain(leavers).collect();
     let mut steps = Vec::new();
     for (i, node) in members(q).iter().enumerate() {
@@ -471,15 +478,23 @@ fn joins(q: &Question) -> Vec<Step> {
     let moves = moves(q);
     for (shard, slots) in shards(q) {
         let Some(primary) = primary(q, shard, slots) else { continue };
-        for node in shard.members.iter().filter(|m| **m != primary) {
+        // One that was cut off from an election may still serve something, and gives that first.
+        let gives = |node: &Address| moves.iter().any(|step| step.from.address == *node);
+        for node in shard.members.iter().filter(|m| **m != primary && !gives(m)) {
             let step = Replicate { node: node.clone(), primary: primary.clone() };
             let undone = step.check(q.seen) != Check::Done;
             if q.terms.forming || !undone || copying.takes(q, node, &primary) {
                 steps.push(Step::Replicate(step));
             }
-            // Nobody leaves, takes over, or gets slots, before the replicas have the data.
+            // Nobody leaves, takes over, or begins to serve, before the replicas have the data. Where
+            // slots move to one that serves, the move itself minds its replicas.
             let gets_slots = moves.iter().any(|step| step.to.address == primary);
-            if !q.terms.forming && (changes_members(q) || gets_slots) {
+            let waits = if gets_slots && serves(q, shard) {
+                changes_members_of(q, shard)
+            } else {
+                changes_members(q) || gets_slots
+            };
+            if !q.terms.forming && waits {
                 let (node, primary) = (node.clone(), primary.clone());
                 steps.push(Step::AwaitSync(AwaitSync { node, primary }));
             }
@@ -495,6 +510,11 @@ fn joins(q: &Question) -> Vec<Step> {
 /// Whether nodes come and go in a cluster that is in use.
 fn changes_members(q: &Question) -> bool {
     !q.terms.leavers.is_empty() || !q.terms.seats.is_empty()
+}
+
+fn changes_members_of(q: &Question, shard: &Shard) -> bool {
+    let leaves = q.terms.leavers.values().any(|leaver| leaver.shard == shard.id);
+    leaves || q.terms.seats.contains_key(&shard.id)
 }
 
 /// Full copies under way: a fork and a stream of all the data each. One at a time for each primary

@@ -1,9 +1,11 @@
 //! Properties that every plan must have, whatever the nodes.
 
 mod adopt;
+mod bounds;
 mod dissolve;
 mod drain;
 mod drift;
+mod held_up;
 mod members;
 mod moves;
 mod replace;

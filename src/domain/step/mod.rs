@@ -14,6 +14,7 @@ pub mod failover;
 pub mod forget;
 pub mod leave;
 pub mod meet;
+pub mod pressure;
 pub mod replicate;
 pub mod reset;
 pub mod restore;

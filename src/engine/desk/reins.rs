@@ -206,6 +206,7 @@ impl Engine {
             accept: accept.clone(),
             expect_fingerprint: None,
             supersede: false,
+            thorough: false,
             reason: old.reason.clone(),
         };
         let preview = self

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use super::survey::AT_LENGTH;
 use super::{DeskError, Draft, PlanOptions, Preview, new_plan, refuse_unless_agreed};
 use crate::clock;
 use crate::domain::hazard::Accepted;
@@ -50,7 +51,8 @@ impl Engine {
         options: &PlanOptions,
     ) -> Result<Preview, DeskError> {
         let stored = self.store.topology(name).await?;
-        Ok(self.draft_plan(&stored, intent, options).await?.preview)
+        let thorough = PlanOptions { thorough: true, ..options.clone() };
+        Ok(self.draft_plan(&stored, intent, &thorough).await?.preview)
     }
 
     /// Stores a plan for an intent on a topology that exists.
@@ -152,7 +154,7 @@ impl Engine {
             Some((slots, depth)) => {
                 let logins = self.logins(now.spec.credentials()).await?;
                 let latency = Moving::default().max_latency_ms;
-                self.figures(&slots, depth, latency, &logins, seen).await
+                self.figures(&slots, depth, latency, &logins, seen, AT_LENGTH).await
             }
             None => Figures::default(),
         };
@@ -210,6 +212,7 @@ impl Engine {
             accept: plan.accepted.ids.clone(),
             expect_fingerprint: None,
             supersede: false,
+            thorough: false,
             reason: plan.reason.clone(),
         };
         let silent = seen.nodes.keys().any(|node| seen.report(node).is_none());

@@ -227,6 +227,7 @@ fn report(
         memory: Memory {
             used_bytes: info.number("used_memory"),
             max_bytes: info.number("maxmemory"),
+            evicts: info.get("maxmemory_policy").is_some_and(|policy| policy != "noeviction"),
         },
         persistence: Persistence {
             aof_enabled: info.is("aof_enabled", "1"),

@@ -50,6 +50,11 @@ impl World {
         let mut answers = Vec::new();
         for (at, sent) in said.iter().enumerate() {
             let index = self.calls.records.len() as u64;
+            if sent.changes()
+                && let Some(member) = self.calls.takeovers.remove(&index)
+            {
+                self.take_over(&member);
+            }
             let fault = sent.changes().then(|| self.calls.faults.remove(&index)).flatten();
             match fault {
                 Some(CallFault::DieBefore) => return End::Never,

@@ -44,6 +44,7 @@ impl Server {
             memory: Memory {
                 used_bytes: self.used_bytes(),
                 max_bytes: self.settings.number("maxmemory"),
+                evicts: self.evicts(),
             },
             persistence: Persistence {
                 aof_enabled: self.settings.is_on("appendonly"),

@@ -29,7 +29,7 @@ error_pages! {
     "nodes_unfit" "not_acceptable" "not_cluster_enabled" "not_found" "old_primary_answers" "open_slot" "placement_impossible"
     "plan_active" "plan_state" "precondition_failed" "precondition_required" "refused" "rejected"
     "replica_of_ghost" "role_changed"
-    "secret_key_missing" "slot_job_failed" "slots_taken" "stale_fingerprint" "stranger" "unauthorized"
+    "replica_lag" "secret_key_missing" "slot_job_failed" "slots_taken" "stale_fingerprint" "stranger" "target_full" "unauthorized"
     "unknown_path" "unreachable" "unsettled" "unsupported" "unsupported_media_type" "wrong_role"
 }
 

@@ -141,8 +141,11 @@ fn half_way(q: &Question) -> Vec<MoveSlots> {
                 parties(q).find(owns).map(|p| p.end.address)
             };
             let here = party.end.address.clone();
+            let gone = || owner().filter(|_| !party.view.my_slots().contains(open.slot));
             let pair = if open.giving {
-                other().map(|to| (here, to))
+                // Where it is through, whoever owns it now is the one to close it with: after a
+                // failover that may be another node than the one that it was given to.
+                gone().or_else(other).map(|to| (here, to))
             } else {
                 owner().filter(|owner| *owner != here).or_else(other).map(|from| (from, here))
             };
@@ -234,7 +237,9 @@ fn resolve(q: &Question, id: &ClusterNodeId) -> Option<Address> {
         | MarkKind::Hold(_) => None,
     });
     let node = address_of(id, q.seen).or(marked)?;
-    let of_node = |(shard, _): &&(Shard, SlotSet)| peopled(q, shard).members.contains(node);
+    let of_node = |(shard, _): &&(Shard, SlotSet)| {
+        peopled(q, shard).members.contains(node) || q.terms.lost.get(node) == Some(&shard.id)
+    };
     let (shard, slots) = shards(q).iter().find(of_node)?;
     primary(q, shard, slots)
 }
