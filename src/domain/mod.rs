@@ -10,11 +10,13 @@
 //!   says so of what was seen, never of a command's reply.
 
 pub mod access;
+pub mod advice;
 pub mod balance;
 pub mod credential;
 pub mod diagnosis;
 pub mod event;
 pub mod fault;
+pub mod files;
 pub mod handover;
 pub mod hazard;
 pub mod health;

@@ -153,7 +153,9 @@ impl ApiError {
         Refusal::NotFound { kind, name: name.into() }.into()
     }
 
-    fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
+    /// What went wrong here; the log has it, the answer does not.
+    #[must_use]
+    pub fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
         tracing::error!(error, "a request failed");
         Self::new(
             "internal",

@@ -53,8 +53,8 @@ pub struct App {
 /// Every route that the OpenAPI document shows.
 pub fn api() -> OpenApiRouter<App> {
     use routes::{
-        adoptions, credentials, events, findings, instances, keyslot, me, nodes, ops, plans, shape,
-        tokens, topologies,
+        adoptions, advice, credentials, events, files, findings, instances, keyslot, me, nodes,
+        ops, plans, shape, tokens, topologies,
     };
     OpenApiRouter::new()
         .routes(routes!(ops::healthz))
@@ -78,6 +78,7 @@ pub fn api() -> OpenApiRouter<App> {
         .routes(routes!(shape::slots))
         .routes(routes!(shape::survivability))
         .routes(routes!(shape::what_if))
+        .routes(routes!(files::config_files))
         .routes(routes!(findings::list))
         .routes(routes!(plans::submit))
         .routes(routes!(plans::preview))
@@ -94,6 +95,7 @@ pub fn api() -> OpenApiRouter<App> {
         .routes(routes!(events::stream))
         .routes(routes!(events::ticket))
         .routes(routes!(keyslot::keyslot))
+        .routes(routes!(advice::advise))
         .routes(routes!(credentials::list, credentials::create))
         .routes(routes!(credentials::delete))
         .routes(routes!(tokens::list, tokens::create))

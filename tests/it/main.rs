@@ -7,6 +7,7 @@ mod architecture;
 mod support;
 
 mod adopt;
+mod advice;
 mod contract;
 mod create;
 mod crowd;
@@ -34,5 +35,6 @@ mod safety;
 mod replication;
 mod sentinel;
 mod stream;
+mod survival;
 mod sweep;
 mod watch;

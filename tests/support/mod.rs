@@ -1,5 +1,6 @@
 //! What the tests stand on: a world of real servers, and ways to look at it.
 
+pub mod installed;
 pub mod instance;
 pub mod orders;
 pub mod plans;

@@ -15,7 +15,7 @@ use crate::domain::slot::SlotSet;
 use crate::domain::spec::{ClusterOverrides, ClusterSpec, Spec};
 use crate::domain::step::command::FailoverMethod;
 use crate::domain::succession::{expected, fittest};
-use crate::domain::survivability::{self, Group, Lost, what_if};
+use crate::domain::survivability::{self, Group, Lost, Scene, what_if};
 use crate::domain::topology::{Shard, Topology};
 use crate::domain::view;
 
@@ -167,9 +167,11 @@ pub(super) fn without(
         }
         group
     };
-    let groups: Vec<Group> = survivability::groups(wanted, seen).into_iter().map(seated).collect();
+    let now = survivability::scene(wanted, seen);
+    let groups = now.groups.into_iter().map(seated).collect();
+    let now = Scene { groups, ..now };
     let nodes = drained.iter().cloned().collect();
-    let gone = what_if(&groups, &Lost { nodes, ..Lost::default() });
+    let gone = what_if(&now, &Lost { nodes, ..Lost::default() });
     let mut warnings = Vec::new();
     if !gone.outcome.survived() {
         warnings.push(warning(
@@ -181,9 +183,9 @@ pub(super) fn without(
         group.members.retain(|m| !drained.contains(&m.address));
         (!group.members.is_empty()).then_some(group)
     };
-    let outside: Vec<Group> = groups.into_iter().filter_map(thinned).collect();
+    let outside = Scene { groups: now.groups.into_iter().filter_map(thinned).collect(), ..now };
     for (shard, _) in wanted.layout.shards() {
-        let Some(group) = outside.iter().find(|g| g.id == shard.id) else { continue };
+        let Some(group) = outside.groups.iter().find(|g| g.id == shard.id) else { continue };
         let [last] = group.members.as_slice() else { continue };
         if shard.members.iter().any(|m| drained.contains(m)) {
             let message = format!(
@@ -194,7 +196,7 @@ pub(super) fn without(
         }
     }
     let zones: BTreeSet<&String> =
-        outside.iter().flat_map(|g| &g.members).map(|m| &m.zone).collect();
+        outside.groups.iter().flat_map(|g| &g.members).map(|m| &m.zone).collect();
     for zone in zones {
         let loss = what_if(&outside, &Lost { zones: vec![zone.clone()], ..Lost::default() });
         if loss.voters_left < loss.voters_needed {

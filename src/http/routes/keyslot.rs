@@ -29,6 +29,8 @@ pub struct KeySlot {
     slot: u16,
     /// The part of the key that decides its slot, where it is not the whole key.
     hash_tag: Option<String>,
+    /// What was hashed, and why.
+    why: String,
     /// The shards that serve the slot, one for each cluster.
     owner: Vec<SlotOwner>,
 }
@@ -80,12 +82,47 @@ pub async fn keyslot(
         .map(|key| {
             let slot = key_slot(key.as_bytes());
             let tag = hash_tag(key.as_bytes()).map(|t| String::from_utf8_lossy(t).into_owned());
-            KeySlot { slot, hash_tag: tag, owner: owners(slot), key }
+            let why = why(&key, tag.as_deref());
+            KeySlot { slot, hash_tag: tag, why, owner: owners(slot), key }
         })
         .collect();
     let same_slot = keys.windows(2).all(|w| w[0].slot == w[1].slot);
     let hint = (!same_slot).then(|| {
-        "these keys lie in different slots, so one command that names them all fails with CROSSSLOT (E504); give them a common hash tag, such as {user:123}:profile and {user:123}:sessions".to_owned()
+        "these keys lie in different slots, so one command, script or transaction that names them all fails with CROSSSLOT (/errors/E504), also where one node serves them all; give them a common hash tag, such as {user:123}:profile and {user:123}:sessions".to_owned()
     });
     Ok(Json(KeySlots { keys, same_slot, hint }))
+}
+
+fn why(key: &str, tag: Option<&str>) -> String {
+    let open = key.find('{');
+    let closed = open.and_then(|at| key[at..].find('}'));
+    match (tag, open, closed) {
+        (Some(tag), ..) => format!(
+            "`{tag}` is hashed, since it stands between the first {{ and the next }}: every key with this tag is in the same slot"
+        ),
+        (None, Some(_), Some(_)) => {
+            "the whole key is hashed: {} is empty, and so no hash tag".to_owned()
+        }
+        (None, Some(_), None) => {
+            "the whole key is hashed: no } follows the first {, so there is no hash tag".to_owned()
+        }
+        (None, None, _) => "the whole key is hashed: it has no hash tag".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_hashed_is_told() {
+        let told = |key: &str| {
+            let tag = hash_tag(key.as_bytes()).map(|t| String::from_utf8_lossy(t).into_owned());
+            why(key, tag.as_deref())
+        };
+        assert!(told("{user:123}:cart").starts_with("`user:123` is hashed"));
+        assert!(told("foo{}{bar}").contains("{} is empty"));
+        assert!(told("foo{bar").contains("no } follows"));
+        assert!(told("user:123").contains("no hash tag"));
+    }
 }

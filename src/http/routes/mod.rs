@@ -1,8 +1,10 @@
 //! One resource a file.
 
 pub mod adoptions;
+pub mod advice;
 pub mod credentials;
 pub mod events;
+pub mod files;
 pub mod findings;
 pub mod instances;
 pub mod keyslot;

