@@ -181,7 +181,7 @@ pub fn target(address: &Address, logins: &Logins) -> Target {
 }
 
 /// The settings that a spec names, and those that plans read or write.
-fn ask<'a>(settings: impl Iterator<Item = &'a String>) -> Ask {
+pub(super) fn ask<'a>(settings: impl Iterator<Item = &'a String>) -> Ask {
     let mut settings: BTreeSet<String> = settings.cloned().collect();
     settings.insert("cluster-node-timeout".to_owned());
     settings.insert("repl-diskless-sync-delay".to_owned());

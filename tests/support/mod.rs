@@ -2,6 +2,8 @@
 
 pub mod orders;
 pub mod plans;
+pub mod receiver;
+pub mod seconds;
 pub mod sweep;
 pub mod traffic;
 pub mod world;

@@ -25,9 +25,11 @@ use reeve::domain::observation::{MarkKind, Observation, Report, Sighting};
 use reeve::domain::plan::{Plan, PlanState};
 use reeve::domain::planner;
 use reeve::domain::policy::Policy;
+use reeve::domain::receiver::Allowed;
 use reeve::domain::slot::{SLOTS, key_slot};
 use reeve::domain::spec::{ClusterSpec, NodeSpec, Spec};
 use reeve::domain::step::command::Verb;
+use reeve::engine::courier::Caller;
 use reeve::engine::desk::{CreateRequest, PlanOptions};
 use reeve::engine::keeper::{KeepError, Keeper};
 use reeve::engine::lease::Lease;
@@ -824,6 +826,7 @@ fn engine_on(store: &Store, fleet: Arc<dyn Fleet>) -> Arc<Engine> {
         lease_ttl: TTL,
         commands_within: Duration::from_secs(1),
         secret_key: None,
+        caller: Caller::new(Allowed::default()).unwrap(),
     };
     Engine::new(store.clone(), fleet, options)
 }

@@ -30,7 +30,7 @@ error_pages! {
     "plan_active" "plan_state" "precondition_failed" "precondition_required" "refused" "rejected"
     "replica_of_ghost" "role_changed"
     "secret_key_missing" "slot_job_failed" "slots_taken" "stale_fingerprint" "stranger" "unauthorized"
-    "unknown_path" "unreachable" "unsettled" "unsupported" "unsupported_media_type" "wrong_role"
+    "unknown_path" "unreachable" "unsettled" "unsupported" "unsupported_media_type" "webhook_disabled" "wrong_role"
 }
 
 /// The page of a code.
