@@ -385,7 +385,9 @@ impl Track {
         let silent = self.gone.is_some_and(|gone| gone.silent);
         let failed = silent && declared_failed(old, look.seen);
         if self.open.is_none() {
-            if silent && (failed || (look.down)(old)) {
+            // Where nobody answers, it is more likely that nobody can be heard.
+            let heard = look.seen.nodes.keys().any(|node| look.seen.report(node).is_some());
+            if silent && heard && (failed || (look.down)(old)) {
                 let open = Open::begin(shard.id, look);
                 told.push(Told::Detected(FailoverDetected {
                     failover: open.id,

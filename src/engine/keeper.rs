@@ -213,11 +213,13 @@ impl Keeper {
     ) -> Result<Duration, KeepError> {
         let (interval, close) =
             (self.engine.watch_interval, self.engine.watch_interval.min(CLOSE_AT_MOST));
-        let mut suspected = Instant::now();
+        let (mut suspected, mut took) = (Instant::now(), Duration::ZERO);
         loop {
             let watch = self.watch.get_or_insert_default();
             let mut nodes = watch.heirs(stored);
-            let pause = if nodes.is_empty() { SUSPECT_POLL } else { HEIR_POLL };
+            // What is large takes its time, and must not take all of it.
+            let heirs = HEIR_POLL.max(took * 2);
+            let pause = if nodes.is_empty() { SUSPECT_POLL } else { heirs };
             if suspected.elapsed() + pause >= SUSPECT_POLL {
                 nodes.extend(watch.health.suspects().cloned());
             }
@@ -246,8 +248,9 @@ impl Keeper {
                 self.lookout.round(&self.engine, targets, ask, &before).await;
             seen.nodes.retain(|node, _| before.nodes.contains_key(node));
             glances.retain(|node, _| before.nodes.contains_key(node));
-            let held = self.lease.held;
+            let (held, noting) = (self.lease.held, Instant::now());
             watch.note(&self.engine, held, stored, None, Arc::new(seen), &glances).await?;
+            took = noting.elapsed();
         }
     }
 

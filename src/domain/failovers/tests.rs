@@ -183,6 +183,15 @@ fn a_primary_that_returns_ends_it() {
 }
 
 #[test]
+fn who_hears_nobody_tells_of_no_failover() {
+    let mut case = Case::new();
+    case.down = true;
+    assert_eq!(case.look(1000, silent(), silent()), []);
+    let (one, two) = (report(1, Role::Primary, 100, false), report(2, Role::Replica, 90, false));
+    assert_eq!(case.look(2000, one, two), []);
+}
+
+#[test]
 fn that_nobody_takes_over_is_told_once_and_a_late_successor_is_a_failover_of_its_own() {
     let mut case = Case::new();
     let replica = || report(2, Role::Replica, 90, true);
