@@ -57,6 +57,13 @@ event_types! {
     /// Nobody took over.
     FailoverFailed = "failover.failed";
     PrimaryChanged = "primary.changed";
+    /// A Sentinel names another primary to clients than before.
+    SentinelSwitched = "sentinel.switched";
+    /// What a node took before it followed its successor, and nobody has.
+    FailoverWritesLost = "failover.writes_lost";
+    /// Two nodes of one shard take writes.
+    SplitBrainDetected = "split_brain.detected";
+    SplitBrainResolved = "split_brain.resolved";
     FindingOpened = "finding.opened";
     FindingClosed = "finding.closed";
     SlotsUncovered = "slots.uncovered";

@@ -58,6 +58,10 @@ event_data! {
     FailoverCompleted: FailoverCompleted;
     FailoverFailed: FailoverFailed;
     PrimaryChanged: FailoverCompleted;
+    SentinelSwitched: SentinelSwitchedData;
+    FailoverWritesLost: WritesLostData;
+    SplitBrainDetected: SplitBrainData;
+    SplitBrainResolved: SplitBrainData;
     FindingOpened: FindingOpenedData;
     FindingClosed: FindingClosedData;
     SlotsUncovered: SlotsUncoveredData;
@@ -192,6 +196,50 @@ pub struct NodeHealthData {
     /// What the last attempt met.
     pub code: Option<String>,
     pub message: Option<String>,
+}
+
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SentinelSwitchedData {
+    pub sentinel: Address,
+    pub old_primary: Address,
+    pub new_primary: Address,
+    /// The Sentinel's configuration epoch.
+    pub epoch: u64,
+    pub detected_at: DateTime<Utc>,
+}
+
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WritesLostData {
+    pub shard: ShardId,
+    pub node: Address,
+    pub successor: Address,
+    pub replid: String,
+    pub offset: u64,
+    pub promoted_replid: String,
+    pub promoted_offset: u64,
+    pub keys: u64,
+    /// Whether it was started again since it was primary.
+    pub restarted: bool,
+    pub possibly_lost: PossibleLoss,
+}
+
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PossibleLoss {
+    /// Null where the histories cannot be compared.
+    pub bytes: Option<u64>,
+    pub seconds: Option<u64>,
+}
+
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SplitBrainData {
+    pub shard: ShardId,
+    /// What speaks for each node that takes writes.
+    #[schema(value_type = Vec<Object>)]
+    pub claims: Vec<Value>,
 }
 
 #[derive(Debug, Deserialize, ToSchema)]

@@ -45,6 +45,9 @@ pub const KEYS_LEFT_BEHIND: &str = "keys_left_behind";
 /// A server gave up moving slots as a whole.
 pub const SLOT_JOB_FAILED: &str = "slot_job_failed";
 
+/// A node has no memory left for keys that are to move there.
+pub const TARGET_FULL: &str = "target_full";
+
 impl Fault {
     #[must_use]
     pub fn new(code: &str, message: impl Into<String>, node: &Address) -> Self {
@@ -54,9 +57,10 @@ impl Fault {
     #[must_use]
     pub fn retry(&self) -> Retry {
         match self.code.as_str() {
-            UNREACHABLE | NO_REPLY | ANOTHER_NODE | ROLE_CHANGED | SLOT_JOB_FAILED | "FENCED"
-            | "CLUSTERDOWN" | "MOVED" | "ASK" | "TRYAGAIN" | "LOADING" | "BUSY" | "MASTERDOWN"
-            | "NOREPLICAS" | "NOMASTERLINK" | "INPROG" => Retry::Later,
+            UNREACHABLE | NO_REPLY | ANOTHER_NODE | ROLE_CHANGED | SLOT_JOB_FAILED
+            | TARGET_FULL | "FENCED" | "CLUSTERDOWN" | "MOVED" | "ASK" | "TRYAGAIN" | "LOADING"
+            | "BUSY" | "MASTERDOWN" | "NOREPLICAS" | "NOMASTERLINK" | "INPROG" | "NOGOODSLAVE"
+            | "NOQUORUM" => Retry::Later,
             _ => Retry::Never,
         }
     }
@@ -112,11 +116,20 @@ impl Fault {
             "NOPERM" => {
                 "Give the ACL user that Reeve logs in with the command that is named, then retry the plan."
             }
+            "INPROG" => {
+                "A Sentinel is at work on a failover already. See how it ends (GET …/endpoints); then ask again, or retry the plan."
+            }
+            "NOGOODSLAVE" => {
+                "The Sentinel knows no replica that it would promote: see that replicas follow and are heard of by it (SENTINEL REPLICAS), then retry the plan."
+            }
+            "NOQUORUM" => {
+                "Too few Sentinels are left to agree: bring them back, or take those out that are gone (remove_sentinel)."
+            }
             "LOADING" => "The node loads its data. Retry the plan when it is done.",
             "MISCONF" => {
                 "The node cannot write its snapshot. Free or mend its disk, then retry the plan."
             }
-            "OOM" => {
+            "OOM" | TARGET_FULL => {
                 "The node has no memory left under its maxmemory. Raise it or choose another node, then retry the plan."
             }
             "no_effect" => {

@@ -88,7 +88,8 @@ impl<'de> Deserialize<'de> for Address {
     }
 }
 
-/// The id that a node of Redis Cluster gave itself: 40 hex digits (`CLUSTER MYID`).
+/// The id that a node gave itself, 40 hex digits: a node of Redis Cluster for good (`CLUSTER MYID`),
+/// another one for as long as its process runs (`run_id`).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]
 pub struct ClusterNodeId(pub String);
@@ -173,11 +174,23 @@ pub struct Capabilities {
     pub functions: bool,
     /// `CLUSTER MIGRATESLOTS` (Valkey 9.0): slots move as a whole.
     pub atomic_slots: bool,
+    /// `SENTINEL FAILOVER … COORDINATED` (Valkey 9.0): the old primary takes part.
+    pub coordinated_failover: bool,
     /// The version of the RDB format that it writes; a replica must be able to read its primary's.
     pub rdb_version: u16,
 }
 
 impl Capabilities {
+    /// What every server can do.
+    pub const OLDEST: Self = Self {
+        slot_ranges: false,
+        cluster_shards: false,
+        functions: false,
+        atomic_slots: false,
+        coordinated_failover: false,
+        rdb_version: 9,
+    };
+
     #[must_use]
     pub fn of(flavor: Flavor, version: Version) -> Self {
         let from_7 = flavor == Flavor::Valkey || version >= Version::new(7, 0, 0);
@@ -194,6 +207,7 @@ impl Capabilities {
             cluster_shards: from_7,
             functions: from_7,
             atomic_slots: flavor == Flavor::Valkey && version.major >= 9,
+            coordinated_failover: flavor == Flavor::Valkey && version.major >= 9,
             rdb_version,
         }
     }

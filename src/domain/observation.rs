@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 
 use super::id::ShardId;
 use super::node::{Address, Capabilities, ClusterNodeId, Flavor, NodeKind, Version};
+use super::sentinel::{SentinelView, Watch};
 use super::slot::SlotSet;
 
 /// Everything that the planner may know of the world.
@@ -60,9 +61,15 @@ pub struct Report {
     pub keys: u64,
     /// Whether functions are loaded (Redis 7.0 and later).
     pub functions: bool,
+    /// How many clients are connected, Reeve among them.
+    #[serde(default)]
+    pub connected_clients: u64,
     pub cluster_enabled: bool,
     /// Its view of the cluster, where it is a cluster node.
     pub cluster: Option<ClusterView>,
+    /// What it watches, where it is a Sentinel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sentinel: Option<SentinelView>,
     /// Values of the settings that were asked for.
     pub settings: BTreeMap<String, String>,
     /// Whether a replica's login to its primary is configured.
@@ -96,8 +103,45 @@ pub struct Replication {
     pub last_io_seconds: Option<u64>,
     /// Bytes: written by a primary, or processed by a replica.
     pub offset: u64,
+    /// The history that its data belongs to.
     pub replid: String,
     pub connected_replicas: u32,
+    /// The history that it shared before, if it left one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<History>,
+    /// `replica-priority`: the lowest is promoted first, 0 never; null where the node does not say.
+    #[serde(default)]
+    pub priority: Option<u32>,
+    /// Whether a replica refuses writes; null on a primary.
+    #[serde(default)]
+    pub read_only: Option<bool>,
+    /// A failover that it was asked for with `FAILOVER` and that is not over, in the server's word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failover: Option<String>,
+    /// The replicas that are connected to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replicas: Vec<Attached>,
+}
+
+/// A history, and up to which offset.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = ReplicationHistory)]
+pub struct History {
+    pub replid: String,
+    pub offset: u64,
+}
+
+/// A replica as the node that it is connected to shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = AttachedReplica)]
+pub struct Attached {
+    /// As the replica announces it, or where its connection comes from.
+    pub address: Address,
+    /// `online`, or a stage of its first full copy.
+    pub state: String,
+    pub offset: u64,
+    /// Seconds since it last said how far it is.
+    pub lag_seconds: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default, ToSchema)]
@@ -105,6 +149,9 @@ pub struct Memory {
     pub used_bytes: u64,
     /// 0 where no limit is set.
     pub max_bytes: u64,
+    /// Whether it drops keys to make room at the limit, rather than refuse writes.
+    #[serde(default)]
+    pub evicts: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default, ToSchema)]
@@ -194,6 +241,12 @@ pub enum MarkKind {
     Hold(HoldMark),
     /// Slots that may be half-way from one node to another, since Reeve moves them.
     OpenSlots(OpenSlotsMark),
+    /// Writes to this node may wait, since it was told to let them.
+    Paused(PausedMark),
+    /// Another node was told to take over from this one, which may not know it yet.
+    Deposed(DeposedMark),
+    /// This primary was started anew without the keys that it had: nobody is to follow it unasked.
+    Emptied(EmptiedMark),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
@@ -225,13 +278,92 @@ pub struct OpenSlotsMark {
     pub to: ClusterNodeId,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+pub struct PausedMark {
+    /// When it ends by itself.
+    pub until: DateTime<Utc>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+pub struct DeposedMark {
+    pub shard: ShardId,
+    pub successor: Address,
+    /// The process that is deposed.
+    pub run_id: String,
+    /// The history that both shared, and how far the successor had it.
+    pub replid: String,
+    pub offset: u64,
+    /// Whether it was not asked.
+    pub forced: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+pub struct EmptiedMark {
+    /// The process that has nothing.
+    pub run_id: String,
+    /// What the process before it had.
+    pub keys: u64,
+    pub offset: u64,
+}
+
 impl MarkKind {
+    /// Who took over from the node, if the mark is about that.
+    #[must_use]
+    pub fn deposed(&self) -> Option<&DeposedMark> {
+        match self {
+            Self::Deposed(deposed) => Some(deposed),
+            Self::Setting(_)
+            | Self::Unwritten
+            | Self::Identity(_)
+            | Self::Hold(_)
+            | Self::OpenSlots(_)
+            | Self::Paused(_)
+            | Self::Emptied(_) => None,
+        }
+    }
+
+    /// The setting that is changed for a while, if the mark is about one.
+    #[must_use]
+    pub fn setting(&self) -> Option<&SettingMark> {
+        match self {
+            Self::Setting(setting) => Some(setting),
+            Self::Unwritten
+            | Self::Identity(_)
+            | Self::Hold(_)
+            | Self::OpenSlots(_)
+            | Self::Paused(_)
+            | Self::Deposed(_)
+            | Self::Emptied(_) => None,
+        }
+    }
+
+    /// The rest of a shard, if the mark is about one.
+    #[must_use]
+    pub fn hold(&self) -> Option<&HoldMark> {
+        match self {
+            Self::Hold(hold) => Some(hold),
+            Self::Setting(_)
+            | Self::Unwritten
+            | Self::Identity(_)
+            | Self::OpenSlots(_)
+            | Self::Paused(_)
+            | Self::Deposed(_)
+            | Self::Emptied(_) => None,
+        }
+    }
+
     /// The slots that may be half-way, if the mark is about some.
     #[must_use]
     pub fn open_slots(&self) -> Option<&OpenSlotsMark> {
         match self {
             Self::OpenSlots(open) => Some(open),
-            Self::Setting(_) | Self::Unwritten | Self::Hold(_) | Self::Identity(_) => None,
+            Self::Setting(_)
+            | Self::Unwritten
+            | Self::Hold(_)
+            | Self::Identity(_)
+            | Self::Paused(_)
+            | Self::Deposed(_)
+            | Self::Emptied(_) => None,
         }
     }
 
@@ -240,7 +372,13 @@ impl MarkKind {
     pub fn identity(&self) -> Option<&ClusterNodeId> {
         match self {
             Self::Identity(was) => Some(&was.id),
-            Self::Setting(_) | Self::Unwritten | Self::Hold(_) | Self::OpenSlots(_) => None,
+            Self::Setting(_)
+            | Self::Unwritten
+            | Self::Hold(_)
+            | Self::OpenSlots(_)
+            | Self::Paused(_)
+            | Self::Deposed(_)
+            | Self::Emptied(_) => None,
         }
     }
 }
@@ -266,6 +404,12 @@ impl Observation {
         self.report(node)?.cluster.as_ref()
     }
 
+    /// What a Sentinel knows of the deployment of that name, if it answered and watches it.
+    #[must_use]
+    pub fn watch(&self, sentinel: &Address, name: &str) -> Option<&Watch> {
+        self.report(sentinel)?.sentinel.as_ref()?.watches.get(name)
+    }
+
     /// The address of the node that has this cluster id, among those that answered.
     #[must_use]
     pub fn by_cluster_id(&self, id: &ClusterNodeId) -> Option<&Address> {
@@ -281,7 +425,10 @@ impl Observation {
             MarkKind::Setting(_)
             | MarkKind::Unwritten
             | MarkKind::Hold(_)
-            | MarkKind::OpenSlots(_) => false,
+            | MarkKind::OpenSlots(_)
+            | MarkKind::Paused(_)
+            | MarkKind::Deposed(_)
+            | MarkKind::Emptied(_) => false,
         };
         let marks = self.marks.iter().filter(|m| ghost(m));
         marks.filter_map(|m| m.what.identity()).collect()
@@ -353,6 +500,10 @@ impl Sighting {
         if let Some(view) = &report.cluster {
             hash.update(format!("{}|{}|", view.my_id, view.my_slots()));
         }
+        if let Some(view) = &report.sentinel {
+            let watches: Vec<_> = view.watches.keys().map(String::as_str).collect();
+            hash.update(format!("{}|{}|", view.my_id, watches.join(",")));
+        }
         hex(&hash.finalize()[..8])
     }
 }
@@ -367,11 +518,32 @@ impl Report {
         Capabilities::of(self.flavor, self.version)
     }
 
-    /// Whether it is a cluster node that holds nothing and carries no remains of a cluster.
+    /// Whether it holds nothing and carries no remains of a deployment: of a cluster, or of another
+    /// node's replication.
     #[must_use]
     pub fn is_blank(&self) -> bool {
-        let unused = |view: &ClusterView| view.is_blank() && view.open.is_empty();
-        self.keys == 0 && !self.functions && self.cluster.as_ref().is_some_and(unused)
+        let unused = match &self.cluster {
+            Some(view) => view.is_blank() && view.open.is_empty(),
+            None => {
+                let alone = self.replication.replicas.is_empty();
+                !self.cluster_enabled && self.role == Role::Primary && alone
+            }
+        };
+        self.keys == 0 && !self.functions && unused
+    }
+
+    /// Who it is: its cluster id, or where it has none the run id of its process.
+    #[must_use]
+    pub fn identity(&self) -> ClusterNodeId {
+        let alone = || ClusterNodeId(self.run_id.clone());
+        self.cluster.as_ref().map_or_else(alone, |view| view.my_id.clone())
+    }
+
+    /// Whether its data belongs to that history, as far as it goes.
+    #[must_use]
+    pub fn shares(&self, replid: &str) -> bool {
+        let before = self.replication.before.as_ref().map(|b| b.replid.as_str());
+        !replid.is_empty() && (self.replication.replid == replid || before == Some(replid))
     }
 }
 

@@ -27,8 +27,8 @@ use super::id::{ShardId, TopologyId};
 use super::node::Address;
 use super::refusal::{FieldError, Refusal};
 use super::slot::SlotSet;
-use super::spec::{ClusterOverrides, NodeSpec, PlacementSpec, ShardOverride, Spread};
-use super::topology::{Shard, Shards};
+use super::spec::{ClusterOverrides, NodeSpec, PlacementSpec, ShardOverride, Spec, Spread};
+use super::topology::{Shard, Shards, ShardsError};
 
 /// What is to be placed.
 #[derive(Debug, Clone, Copy)]
@@ -80,6 +80,39 @@ pub fn place(request: &Request) -> Result<Placed, Refusal> {
         return Err(Refusal::Placement(ground.errors(request, &lacks)));
     }
     board.placed(seeds, lacks.iter().map(Lack::warning).collect())
+}
+
+/// Gives the one shard of a spec without slots its members; those of `previous` keep their parts.
+pub fn place_lone(
+    topology: TopologyId,
+    spec: &Spec,
+    nodes: &[NodeSpec],
+    previous: Option<&Shard>,
+) -> Result<PlacedLone, Refusal> {
+    let broken =
+        |why: ShardsError| Refusal::Invalid(vec![FieldError::new("/spec/nodes", why.to_string())]);
+    // To placement it is a shard like any other, with all the slots.
+    let whole = |shard: &Shard| Shards::new(vec![(shard.clone(), SlotSet::all())]);
+    let previous = previous.map(whole).transpose().map_err(broken)?;
+    let placed = place(&Request {
+        topology,
+        nodes,
+        shards: 1,
+        replicas: spec.lone_replicas().unwrap_or(0),
+        overrides: &ClusterOverrides::default(),
+        placement: spec.placement(),
+        previous: previous.as_ref(),
+    })?;
+    let shard = placed.shards.as_slice().first().map(|(shard, _)| shard.clone());
+    let shard = shard.ok_or(ShardsError::EmptyShard).map_err(broken)?;
+    Ok(PlacedLone { shard, warnings: placed.warnings })
+}
+
+/// A lone shard, whose first member should start as primary.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlacedLone {
+    pub shard: Shard,
+    pub warnings: Vec<Warning>,
 }
 
 /// The nodes in address order, and what they are spread over. Everything below calls a node by its

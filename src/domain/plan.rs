@@ -143,6 +143,10 @@ pub enum WaitingFor {
     Hold,
     /// A replica that takes a full copy.
     Sync,
+    /// A replica of a node that keys move to, which is too far behind.
+    ReplicaLag,
+    /// Room on a node that keys move to.
+    Memory,
     /// An emergency that goes first.
     Preempted,
     /// The world is not as this plan knew it (perhaps the database was restored from a backup):
@@ -240,6 +244,8 @@ impl WaitingFor {
             Self::Retry => "retry",
             Self::Hold => "hold",
             Self::Sync => "sync",
+            Self::ReplicaLag => "replica_lag",
+            Self::Memory => "memory",
             Self::Preempted => "preempted",
             Self::Stale => "stale",
         }

@@ -108,6 +108,27 @@ pub struct ReplicationSpec {
     pub settings: BTreeMap<String, String>,
     #[serde(default)]
     pub failover: FailoverSpec,
+    /// What deviates in single nodes. Plans write it; a new topology has none.
+    #[serde(default, skip_serializing_if = "LoneOverrides::is_empty")]
+    pub overrides: LoneOverrides,
+}
+
+/// Where nodes of a topology with one shard are not like the others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = NodeOverrides)]
+pub struct LoneOverrides {
+    /// Nodes that are drained: they do not become primary while another node is fit.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schema(value_type = Vec<Address>, max_items = 1000)]
+    pub drained: BTreeSet<Address>,
+}
+
+impl LoneOverrides {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.drained.is_empty()
+    }
 }
 
 /// One primary with replicas, and Sentinels that watch them.
@@ -146,6 +167,9 @@ pub struct SentinelSpec {
     pub settings: BTreeMap<String, String>,
     #[serde(default)]
     pub failover: FailoverSpec,
+    /// What deviates in single nodes. Plans write it; a new topology has none.
+    #[serde(default, skip_serializing_if = "LoneOverrides::is_empty")]
+    pub overrides: LoneOverrides,
 }
 
 /// A node as a spec names it.
@@ -299,6 +323,79 @@ impl Spec {
     }
 
     #[must_use]
+    pub fn placement(&self) -> &PlacementSpec {
+        match self {
+            Self::Cluster(s) => &s.placement,
+            Self::Replication(s) => &s.placement,
+            Self::Sentinel(s) => &s.placement,
+        }
+    }
+
+    #[must_use]
+    pub fn failover(&self) -> &FailoverSpec {
+        match self {
+            Self::Cluster(s) => &s.failover,
+            Self::Replication(s) => &s.failover,
+            Self::Sentinel(s) => &s.failover,
+        }
+    }
+
+    /// The nodes that are drained.
+    #[must_use]
+    pub fn drained(&self) -> &BTreeSet<Address> {
+        match self {
+            Self::Cluster(s) => &s.overrides.drained,
+            Self::Replication(s) => &s.overrides.drained,
+            Self::Sentinel(s) => &s.overrides.drained,
+        }
+    }
+
+    /// The same with other nodes drained.
+    #[must_use]
+    pub fn with_drained(mut self, drained: BTreeSet<Address>) -> Self {
+        match &mut self {
+            Self::Cluster(s) => s.overrides.drained = drained,
+            Self::Replication(s) => s.overrides.drained = drained,
+            Self::Sentinel(s) => s.overrides.drained = drained,
+        }
+        self
+    }
+
+    /// How many replicas there are beside the one primary, in the modes that have one.
+    #[must_use]
+    pub fn lone_replicas(&self) -> Option<u16> {
+        match self {
+            Self::Cluster(_) => None,
+            Self::Replication(s) => Some(s.replicas),
+            Self::Sentinel(s) => Some(s.replicas),
+        }
+    }
+
+    /// The same with other data nodes, in the modes that have one shard, and with as many replicas.
+    #[must_use]
+    pub fn with_nodes(mut self, data: Vec<NodeSpec>, replicas: u16) -> Self {
+        match &mut self {
+            Self::Cluster(s) => s.nodes = data,
+            Self::Replication(ReplicationSpec { nodes, replicas: count, .. })
+            | Self::Sentinel(SentinelSpec { nodes, replicas: count, .. }) => {
+                (*nodes, *count) = (data, replicas);
+            }
+        }
+        self
+    }
+
+    /// The same with other lasting settings.
+    #[must_use]
+    pub fn with_settings(mut self, settings: BTreeMap<String, String>) -> Self {
+        match &mut self {
+            Self::Cluster(s) => s.settings = settings,
+            Self::Replication(s) => s.settings = settings,
+            Self::Sentinel(s) => s.settings = settings,
+        }
+        self
+    }
+
+    #[must_use]
     pub fn credentials(&self) -> &CredentialNames {
         match self {
             Self::Cluster(s) => &s.credentials,
@@ -366,9 +463,93 @@ impl Spec {
                 wrong.push(FieldError::new(format!("/settings/{name}"), why));
             }
         }
-        if let Self::Cluster(cluster) = self {
-            wrong.extend(cluster.validate());
+        match self {
+            Self::Cluster(cluster) => wrong.extend(cluster.validate()),
+            Self::Replication(_) => wrong.extend(self.validate_lone()),
+            Self::Sentinel(spec) => {
+                wrong.extend(self.validate_lone());
+                wrong.extend(spec.validate());
+            }
         }
+        wrong
+    }
+
+    /// What is wrong with a spec of one shard.
+    fn validate_lone(&self) -> Vec<FieldError> {
+        let mut wrong = Vec::new();
+        let distinct: BTreeSet<_> = self.nodes().iter().map(|n| &n.address).collect();
+        for (i, node) in self.drained().iter().enumerate() {
+            if !distinct.contains(node) {
+                wrong.push(FieldError::new(
+                    format!("/overrides/drained/{i}"),
+                    format!("{node} is none of `nodes`; take it out of `drained`"),
+                ));
+            }
+        }
+        let needed = usize::from(self.lone_replicas().unwrap_or(0)) + 1;
+        if distinct.len() < needed {
+            wrong.push(FieldError::new(
+                "/nodes",
+                format!(
+                    "a primary with {} replicas needs {needed} nodes, {} are given; add nodes or ask for fewer",
+                    needed - 1,
+                    distinct.len()
+                ),
+            ));
+        }
+        wrong
+    }
+}
+
+impl SentinelSpec {
+    /// How many Sentinels must agree that the primary is down.
+    #[must_use]
+    pub fn effective_quorum(&self) -> u16 {
+        let majority = self.sentinels.len() / 2 + 1;
+        self.quorum.unwrap_or_else(|| u16::try_from(majority).unwrap_or(u16::MAX))
+    }
+
+    /// The options that each Sentinel is told, where they are not left to it.
+    #[must_use]
+    pub fn options(&self) -> BTreeMap<String, u64> {
+        let options = [
+            ("down-after-milliseconds", self.down_after_ms.map(u64::from)),
+            ("failover-timeout", self.failover_timeout_ms.map(u64::from)),
+            ("parallel-syncs", self.parallel_syncs.map(u64::from)),
+        ];
+        options.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+    }
+
+    fn validate(&self) -> Vec<FieldError> {
+        let mut wrong = Vec::new();
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        let name = &self.master_name;
+        if name.is_empty() || name.len() > 128 || !name.chars().all(plain) {
+            wrong.push(FieldError::new(
+                "/master_name",
+                "a name has 1 to 128 letters, digits, dots, hyphens and underscores, as in sentinel.conf",
+            ));
+        }
+        if self.sentinels.is_empty() {
+            wrong.push(FieldError::new("/sentinels", "name at least one Sentinel; 3 are wise"));
+        }
+        if usize::from(self.effective_quorum()) > self.sentinels.len() || self.quorum == Some(0) {
+            wrong.push(FieldError::new(
+                "/quorum",
+                format!(
+                    "{} Sentinels cannot reach a quorum of {}; leave it out for the majority",
+                    self.sentinels.len(),
+                    self.effective_quorum()
+                ),
+            ));
+        }
+        let zero = [
+            ("/down_after_ms", self.down_after_ms == Some(0)),
+            ("/failover_timeout_ms", self.failover_timeout_ms == Some(0)),
+            ("/parallel_syncs", self.parallel_syncs == Some(0)),
+        ];
+        let too_small = zero.into_iter().filter(|(_, zero)| *zero);
+        wrong.extend(too_small.map(|(field, _)| FieldError::new(field, "must be at least 1")));
         wrong
     }
 }

@@ -10,6 +10,8 @@ use super::step::failover::LAG_AT_MOST;
 /// What a graceful failover takes beside the time to catch up, and bytes that are caught up in a
 /// millisecond; measured over loopback (the write gap was 44 to 52 ms).
 const PAUSE_MS: u64 = 50;
+/// The same outside of clusters, where Reeve does it.
+const LONE_PAUSE_MS: u64 = 10;
 const BYTES_PER_MS: u64 = 100_000;
 
 /// The fittest of some nodes to take over from a primary, one that is not drained where there is one;
@@ -37,9 +39,15 @@ pub fn fittest(
 ) -> Result<Address, Vec<String>> {
     let others = || members.iter().filter(|m| *m != from);
     let fit = others().filter(|m| lack(m, from, from_id, method, seen).is_none());
-    // Of those that have most of the data the first, as the layout has them.
-    let offset = |m: &&Address| seen.report(m).map_or(0, |r| r.replication.offset);
-    let found = fit.rev().max_by_key(offset).cloned();
+    // Of those that have most of the data the first, as the layout has them. Outside of clusters whoever
+    // runs the nodes may say who is to go first.
+    let rank = |m: &&Address| {
+        let report = seen.report(m);
+        let alone = report.filter(|r| r.cluster.is_none());
+        let priority = alone.and_then(|r| r.replication.priority).unwrap_or(100);
+        (std::cmp::Reverse(priority), report.map_or(0, |r| r.replication.offset))
+    };
+    let found = fit.rev().max_by_key(rank).cloned();
     found.ok_or_else(|| {
         let why = |m| Some(format!("{m} {}", lack(m, from, from_id, method, seen)?));
         others().filter_map(why).collect()
@@ -58,7 +66,9 @@ pub fn expected(
     // One that comes has caught up before.
     let follows = seen.report(to).is_some_and(|r| r.role == Role::Replica);
     let lag = if follows { offset(from).saturating_sub(offset(to)) } else { 0 };
-    (method == FailoverMethod::Graceful).then_some(PAUSE_MS + lag / BYTES_PER_MS)
+    let alone = seen.report(from).is_some_and(|r| !r.cluster_enabled);
+    let pause = if alone { LONE_PAUSE_MS } else { PAUSE_MS };
+    (method == FailoverMethod::Graceful).then_some(pause + lag / BYTES_PER_MS)
 }
 
 /// Why a node cannot take over, if it cannot; continues a sentence that begins with its address.
@@ -75,15 +85,20 @@ pub fn lack(
         Sighting::Silent(s) => return Some(format!("does not answer ({})", s.message)),
         Sighting::Unknown => return Some("was not looked at".to_owned()),
     };
-    let followed = report.cluster.as_ref().and_then(|v| v.me()?.primary.as_ref());
+    let follows = match &report.cluster {
+        Some(view) => view.me().and_then(|me| me.primary.as_ref()) == Some(from_id),
+        None => report.replication.primary.as_ref() == Some(from),
+    };
     let ahead = seen.report(from).map_or(0, |r| r.replication.offset);
     let lag = ahead.saturating_sub(report.replication.offset);
     if report.loading {
         Some("still loads its data: try again when it is done".to_owned())
-    } else if report.role != Role::Replica || followed != Some(from_id) {
+    } else if report.role != Role::Replica || !follows {
         Some(format!("is no replica of {from}"))
     } else if report.replication.sync_in_progress {
         Some(format!("still takes a full copy from {from}: try again when it is done"))
+    } else if report.cluster.is_none() && report.replication.priority == Some(0) {
+        Some("has replica-priority 0, by which it is never to be promoted".to_owned())
     } else if method == FailoverMethod::Graceful && seen.report(from).is_none() {
         Some(format!(
             "cannot take over gracefully while {from} does not answer: ask for method force"

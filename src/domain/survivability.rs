@@ -6,15 +6,19 @@
 //! votes come from those that are left. (Source: the Redis Cluster specification, "Replica election
 //! and promotion".) A shard without slots has no vote and nothing to lose.
 
+mod watched;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use self::watched::Watched;
 use super::id::ShardId;
 use super::node::Address;
 use super::observation::{Observation, Sighting};
 use super::slot::SlotSet;
+use super::spec::Spec;
 use super::topology::{Shard, Topology};
 use super::view;
 
@@ -106,9 +110,15 @@ pub struct Group {
     pub members: Vec<Part>,
     /// `None` while nobody can say who it is; then the loss of any member is taken for its loss.
     pub primary: Option<Address>,
+    /// Whether it is a lone shard: it serves without slots, and nobody votes.
+    pub lone: bool,
 }
 
 impl Group {
+    fn serves(&self) -> bool {
+        self.lone || !self.slots.is_empty()
+    }
+
     /// The primary, if it is known. One that is no member tells as little as none.
     fn leader(&self) -> Option<&Address> {
         self.primary.as_ref().filter(|p| self.members.iter().any(|m| m.address == **p))
@@ -137,9 +147,34 @@ pub fn groups(wanted: &Topology, seen: &Observation) -> Vec<Group> {
         id: shard.id,
         members: living(shard),
         primary: view::primary_of(shard, &slots, seen).settled().cloned(),
+        lone: wanted.layout.lone().is_some(),
         slots,
     };
     wanted.layout.shards().into_iter().map(group).collect()
+}
+
+/// What a topology survives as it is seen.
+#[must_use]
+pub fn of(wanted: &Topology, seen: &Observation) -> Survivability {
+    let groups = groups(wanted, seen);
+    match (&wanted.spec, groups.as_slice()) {
+        (Spec::Sentinel(spec), [group]) => Watched::new(spec, group, seen).survivability(),
+        (Spec::Sentinel(_) | Spec::Cluster(_) | Spec::Replication(_), groups) => {
+            survivability(groups)
+        }
+    }
+}
+
+/// What one failure would do to a topology as it is seen.
+#[must_use]
+pub fn loss(wanted: &Topology, seen: &Observation, fail: &Lost) -> Loss {
+    let groups = groups(wanted, seen);
+    match (&wanted.spec, groups.as_slice()) {
+        (Spec::Sentinel(spec), [group]) => Watched::new(spec, group, seen).loss(fail.clone()),
+        (Spec::Sentinel(_) | Spec::Cluster(_) | Spec::Replication(_), groups) => {
+            what_if(groups, fail)
+        }
+    }
 }
 
 /// Tries every failure.
@@ -227,15 +262,15 @@ impl<'a> Cluster<'a> {
                 part,
                 group: index,
                 of: group.members.len(),
-                owns_slots: !group.slots.is_empty(),
+                owns_slots: group.serves(),
                 leads: leader.is_none_or(|leader| *leader == part.address),
             }));
         }
-        Self { groups, parts, voters: groups.iter().filter(|g| !g.slots.is_empty()).count() }
+        Self { groups, parts, voters: groups.iter().filter(|g| g.serves()).count() }
     }
 
     fn needed(&self) -> usize {
-        self.voters / 2 + 1
+        if self.groups.iter().any(|g| g.lone) { 0 } else { self.voters / 2 + 1 }
     }
 
     /// The members by host or by zone.
@@ -333,6 +368,15 @@ impl<'a> Cluster<'a> {
         }
         if at.is_empty() {
             return format!("{subject} {holds} no member of any shard");
+        }
+        if self.groups.iter().any(|g| g.lone) {
+            return match (toll.emptied.as_slice(), toll.headless.as_slice()) {
+                ([], []) => format!("{subject} {holds} no primary, only replicas"),
+                ([], _) => format!("{subject} {holds} the primary; a replica can take over"),
+                (_, _) => format!(
+                    "{subject} {holds} every member, so nothing is served until one is back"
+                ),
+            };
         }
         let doubt = toll.headless.iter().any(|&g| self.groups[g].leader().is_none());
         let primaries = {
@@ -453,7 +497,7 @@ mod tests {
         let group = |(i, (members, slots)): (usize, (&&[&str], SlotSet))| {
             let members: Vec<Part> = members.iter().map(part).collect();
             let id = ShardId::derive(TopologyId(uuid::Uuid::nil()), u32::try_from(i).unwrap());
-            Group { id, slots, primary: Some(members[0].address.clone()), members }
+            Group { id, slots, primary: Some(members[0].address.clone()), members, lone: false }
         };
         shards.iter().zip(shares).enumerate().map(group).collect()
     }
@@ -602,6 +646,7 @@ mod tests {
                 })
                 .collect();
             groups.push(Group {
+                lone: false,
                 id: ShardId::derive(TopologyId(uuid::Uuid::nil()), u32::try_from(i).unwrap()),
                 slots: if *owns { share } else { SlotSet::empty() },
                 primary: known.then(|| members[members.len() / 2].address.clone()),

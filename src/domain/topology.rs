@@ -155,6 +155,25 @@ impl Layout {
         }
     }
 
+    /// The one shard of a topology without slots; such a shard is called lone.
+    #[must_use]
+    pub fn lone(&self) -> Option<&Shard> {
+        match self {
+            Self::Replication { shard } | Self::Sentinel { shard, .. } => Some(shard),
+            Self::Cluster { .. } | Self::Gone => None,
+        }
+    }
+
+    /// The same with other members of the lone shard.
+    #[must_use]
+    pub fn with_lone(mut self, other: Shard) -> Self {
+        match &mut self {
+            Self::Replication { shard } | Self::Sentinel { shard, .. } => *shard = other,
+            Self::Cluster { .. } | Self::Gone => {}
+        }
+        self
+    }
+
     /// All data nodes that are members, in address order.
     #[must_use]
     pub fn members(&self) -> BTreeSet<&Address> {
@@ -172,6 +191,18 @@ impl Topology {
     /// The same without these members, but for one of each shard.
     #[must_use]
     pub fn without(&self, nodes: &BTreeSet<Address>) -> Self {
+        if let Some(shard) = self.layout.lone() {
+            let mut left = shard.clone();
+            left.members.retain(|m| !nodes.contains(m));
+            let layout = self.layout.clone();
+            let mut layout = if left.members.is_empty() { layout } else { layout.with_lone(left) };
+            if let Layout::Sentinel { sentinels, .. } = &mut layout
+                && sentinels.iter().any(|s| !nodes.contains(s))
+            {
+                sentinels.retain(|s| !nodes.contains(s));
+            }
+            return Self { layout, ..self.clone() };
+        }
         let Layout::Cluster { shards } = &self.layout else { return self.clone() };
         let thinned = |(shard, slots): &(Shard, SlotSet)| {
             let mut left = shard.clone();

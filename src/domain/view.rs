@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::id::ShardId;
+use super::lineage;
 use super::node::{Address, ClusterNodeId};
 use super::observation::{ClusterView, Observation, Peer, Report, Role, Sighting};
 use super::slot::SlotSet;
@@ -35,6 +36,9 @@ impl Primary {
 /// that were seen shows the same owner.
 #[must_use]
 pub fn primary_of(shard: &Shard, slots: &SlotSet, seen: &Observation) -> Primary {
+    if lineage::is_lone(shard, seen) {
+        return lineage::primary_of(shard, seen);
+    }
     let primaries: Vec<&Address> = shard
         .members
         .iter()
@@ -89,7 +93,8 @@ pub fn served_by(seen: &Observation, counts: impl Fn(&Address) -> bool) -> SlotS
 #[must_use]
 pub fn agreed_primary(shard: &Shard, slots: &SlotSet, seen: &Observation) -> Option<Address> {
     let primary = primary_of(shard, slots, seen).settled()?.clone();
-    majority_shows(&primary, slots, seen).then_some(primary)
+    let agreed = lineage::is_lone(shard, seen) || majority_shows(&primary, slots, seen);
+    agreed.then_some(primary)
 }
 
 /// Who serves most of these slots, as a majority of the nodes that were seen shows it; that node may
@@ -132,6 +137,9 @@ pub fn has_failed(id: &ClusterNodeId, seen: &Observation) -> bool {
 /// do show them as failed, and nobody shows them with slots.
 #[must_use]
 pub fn dead_members(layout: &Layout, seen: &Observation) -> BTreeSet<Address> {
+    if let Some(shard) = layout.lone() {
+        return lineage::dead_members(shard, seen);
+    }
     let members = layout.members();
     let views: Vec<&ClusterView> = members.iter().filter_map(|m| seen.view(m)).collect();
     let dead = |node: &&Address| {
@@ -254,6 +262,8 @@ pub enum ReplicaState {
     /// It takes a full copy of its primary's data.
     Syncing,
     LinkDown,
+    /// It is a replica of another replica, and gets the data by way of that.
+    Chained,
     /// It is no replica of this shard's primary.
     Detached,
     Loading,
@@ -289,30 +299,41 @@ pub fn shard(shard: &Shard, slots: &SlotSet, seen: &Observation) -> ShardStatus 
     let replicas = shard.members.iter().filter(|m| Some(*m) != primary.as_ref());
     ShardStatus {
         id: shard.id,
-        replicas: replicas.map(|m| replica_status(m, primary.as_ref(), seen)).collect(),
+        replicas: replicas.map(|m| replica_status(m, shard, primary.as_ref(), seen)).collect(),
         slots: served.unwrap_or_default(),
         primary,
     }
 }
 
-fn replica_status(node: &Address, primary: Option<&Address>, seen: &Observation) -> ReplicaStatus {
+fn replica_status(
+    node: &Address,
+    shard: &Shard,
+    primary: Option<&Address>,
+    seen: &Observation,
+) -> ReplicaStatus {
     let (state, lag_bytes, lag_seconds) = match seen.sighting(node) {
         Sighting::Silent(_) => (ReplicaState::Silent, None, None),
         Sighting::Unknown => (ReplicaState::Unknown, None, None),
         Sighting::Seen(report) => {
             let ahead = primary.and_then(|p| seen.report(p)).map(|p| p.replication.offset);
             let lag = ahead.map(|o| o.saturating_sub(report.replication.offset));
-            (replica_state(report, primary, seen), lag, report.replication.last_io_seconds)
+            (replica_state(report, shard, primary, seen), lag, report.replication.last_io_seconds)
         }
     };
     ReplicaStatus { address: node.clone(), state, lag_bytes, lag_seconds }
 }
 
-fn replica_state(report: &Report, primary: Option<&Address>, seen: &Observation) -> ReplicaState {
+fn replica_state(
+    report: &Report,
+    shard: &Shard,
+    primary: Option<&Address>,
+    seen: &Observation,
+) -> ReplicaState {
     if report.loading {
         ReplicaState::Loading
     } else if !follows(report, primary, seen) {
-        ReplicaState::Detached
+        let chained = lineage::is_chained(report, shard, seen);
+        if chained { ReplicaState::Chained } else { ReplicaState::Detached }
     } else if report.replication.sync_in_progress {
         ReplicaState::Syncing
     } else if report.replication.link_up {
@@ -324,7 +345,8 @@ fn replica_state(report: &Report, primary: Option<&Address>, seen: &Observation)
 
 /// Whether a node is a replica of `primary`; in a cluster that is told by ids, since addresses may
 /// differ by vantage point. While there is no primary every replica counts as following.
-fn follows(report: &Report, primary: Option<&Address>, seen: &Observation) -> bool {
+#[must_use]
+pub fn follows(report: &Report, primary: Option<&Address>, seen: &Observation) -> bool {
     if report.role != Role::Replica {
         return false;
     }
@@ -355,7 +377,9 @@ pub fn phase(layout: &Layout, seen: &Observation, life: Life) -> Phase {
         views.iter().filter(|v| !v.state_ok).count() * 2 > views.len()
     };
     let serves = !is_uncovered(layout, seen) && !cluster_fails();
-    let well = reports.len() == members.len()
+    let watched = layout.sentinels().iter().all(|s| seen.report(s).is_some());
+    let well = watched
+        && reports.len() == members.len()
         && statuses.iter().flat_map(|s| &s.replicas).all(|r| r.state == ReplicaState::Online);
     if *layout == Layout::Gone {
         Phase::Deleting

@@ -56,6 +56,9 @@ fn forgive(step: &Step, fault: Fault) -> Result<Option<Warning>, Fault> {
         {
             Ok(None)
         }
+        // Somebody was quicker; the next look tells what it watches.
+        Step::Watch(_) if fault.message.contains("Duplicate master name") => Ok(None),
+        Step::Unwatch(_) if fault.message.contains("No such master") => Ok(None),
         // They are over already.
         Step::CancelSlotJobs(_) if fault.message.contains("No migrations ongoing") => Ok(None),
         // Whoever does not know it need not forget it.
@@ -75,6 +78,17 @@ fn forgive(step: &Step, fault: Fault) -> Result<Option<Warning>, Fault> {
         | Step::FailOver(_)
         | Step::MoveSlots(_)
         | Step::CancelSlotJobs(_)
+        | Step::Follow(_)
+        | Step::HandOver(_)
+        | Step::HoldWrites(_)
+        | Step::ReleaseWrites(_)
+        | Step::Watch(_)
+        | Step::AwaitWatch(_)
+        | Step::Unwatch(_)
+        | Step::ForgetGhosts(_)
+        | Step::AwaitChoice(_)
+        | Step::LetGo(_)
+        | Step::SwitchOver(_)
         | Step::Leave(_) => Err(fault),
     }
 }

@@ -5,17 +5,20 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::Engine;
-use crate::domain::diagnosis::Rule;
 use crate::domain::diagnosis::drift::{self, Differences};
 use crate::domain::diagnosis::steady::Steady;
+use crate::domain::diagnosis::{Finding, Rule, lone, watched};
 use crate::domain::id::TopologyId;
 use crate::domain::observation::Observation;
+use crate::domain::topology::Topology;
 use crate::store::StoreError;
 use crate::store::leases::Held;
 use crate::store::topologies::StoredTopology;
 
 /// The rules that are judged here.
 const RULES: &[Rule] = &[Rule::Drift];
+/// After a failover Sentinels differ for a moment.
+const DISAGREE_AT_LEAST: Duration = Duration::from_secs(10);
 /// A finding that is open is written this often at least.
 const WRITE_AT_LEAST: Duration = Duration::from_secs(5);
 
@@ -25,6 +28,11 @@ const WRITE_AT_LEAST: Duration = Duration::from_secs(5);
 pub struct Judge {
     began: Instant,
     drift: Steady<String>,
+    /// What is told at once, as it was told last.
+    alarms: Vec<Finding>,
+    alarmed: Instant,
+    /// Since when the Sentinels name different primaries.
+    disagree_since: Option<Instant>,
     /// The differences that the open finding tells of; none where none is open.
     told: Differences,
     written: Instant,
@@ -38,7 +46,17 @@ impl Judge {
         let told: Differences = of_drift.flat_map(|f| drift::told(&f.finding.evidence)).collect();
         let drift = Steady::resume(told.keys().cloned().collect());
         let now = Instant::now();
-        Ok(Self { began: now, drift, told, written: now })
+        let open = open.into_iter().map(|f| f.finding);
+        let alarms = open.filter(|f| lone::RULES.contains(&f.rule)).collect();
+        Ok(Self {
+            began: now,
+            drift,
+            alarms,
+            alarmed: now,
+            disagree_since: None,
+            told,
+            written: now,
+        })
     }
 
     /// Notes one look, and writes what follows from it where it is due.
@@ -50,6 +68,7 @@ impl Judge {
         seen: &Observation,
     ) -> Result<(), StoreError> {
         let wanted = &stored.wanted;
+        self.note_alarms(engine, held, stored, seen).await?;
         if !stored.created || stored.active_plan.is_some() {
             self.drift.interrupt();
             return Ok(());
@@ -76,6 +95,40 @@ impl Judge {
         let finding = drift::finding(&wanted.name, &lasting, &offers);
         engine.store.record_findings(held, RULES, finding.as_slice()).await?;
         (self.told, self.written) = (lasting, Instant::now());
+        Ok(())
+    }
+
+    /// Sentinels that have not agreed for a while.
+    fn disagreement(&mut self, wanted: &Topology, seen: &Observation) -> Option<Finding> {
+        let Some(finding) = watched::disagreement(wanted, seen) else {
+            self.disagree_since = None;
+            return None;
+        };
+        let since = *self.disagree_since.get_or_insert_with(Instant::now);
+        (since.elapsed() >= DISAGREE_AT_LEAST).then_some(finding)
+    }
+
+    /// What cannot wait until it lasts.
+    async fn note_alarms(
+        &mut self,
+        engine: &Engine,
+        held: Held,
+        stored: &StoredTopology,
+        seen: &Observation,
+    ) -> Result<(), StoreError> {
+        if !stored.created || stored.wanted.layout.lone().is_none() {
+            return Ok(());
+        }
+        let mut now = lone::findings(&stored.wanted, seen);
+        now.extend(self.disagreement(&stored.wanted, seen));
+        let about = |f: &Finding| (f.rule, f.subject.clone());
+        let same = now.iter().map(about).eq(self.alarms.iter().map(about));
+        let refresh = !now.is_empty() && self.alarmed.elapsed() >= WRITE_AT_LEAST;
+        if same && !refresh {
+            return Ok(());
+        }
+        engine.store.record_findings(held, lone::RULES, &now).await?;
+        (self.alarms, self.alarmed) = (now, Instant::now());
         Ok(())
     }
 }

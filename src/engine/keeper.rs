@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::Engine;
+use super::finish::Finisher;
 use super::judge::Judge;
 use super::lease::Lease;
 use super::look::{LoginError, Logins, ask, target};
@@ -99,6 +100,7 @@ pub struct Keeper {
     lookout: Lookout,
     judge: Option<Judge>,
     run: Option<Run>,
+    finisher: Finisher,
     /// Since when a plan that is to begin anew was tried to be thought through.
     redrafting: Option<Instant>,
 }
@@ -107,8 +109,17 @@ impl Keeper {
     #[must_use]
     pub fn new(engine: Arc<Engine>, lease: Arc<Lease>) -> Self {
         let id = lease.held.topology;
-        let lookout = Lookout::default();
-        Self { engine, lease, id, watch: None, lookout, judge: None, run: None, redrafting: None }
+        Self {
+            engine,
+            lease,
+            id,
+            watch: None,
+            lookout: Lookout::default(),
+            judge: None,
+            run: None,
+            finisher: Finisher::default(),
+            redrafting: None,
+        }
     }
 
     /// One look and what follows from it; how long to pause until the next, or `None` when the
@@ -152,7 +163,7 @@ impl Keeper {
         }
         self.lease.busy.store(false, Ordering::Relaxed);
         let watch = self.watch.get_or_insert_default();
-        let logins = match engine.logins(stored.wanted.spec.credentials()).await {
+        let logins = match engine.logins(&stored.wanted.spec).await {
             Ok(logins) => logins,
             Err(error) => {
                 // Nobody can log in: then nothing is known, and that must show.
@@ -166,7 +177,7 @@ impl Keeper {
         let marked = marks.iter().map(|m| m.node.clone()).collect();
         let began = Instant::now();
         let spec = &stored.wanted.spec;
-        let ask = Arc::new(ask(spec.settings().keys()));
+        let ask = Arc::new(ask(Some(spec)));
         let nodes = everybody(spec, &marked);
         let mut before = watch.seen.as_deref().cloned().unwrap_or_default();
         before.nodes.retain(|node, _| nodes.contains(node));
@@ -196,6 +207,7 @@ impl Keeper {
         if let Some(judge) = &mut self.judge {
             judge.note(&engine, self.lease.held, &stored, &seen).await?;
         }
+        self.finisher.note(&engine, &stored, &seen).await;
         let interval = self.stay_close(&stored, began, &ask, &logins).await?;
         // From look to look it is never longer: what comes before a look is counted, and some to spare.
         let lead = began.duration_since(turned);

@@ -21,6 +21,10 @@ use crate::store::StoreError;
 pub struct Logins {
     pub admin: Option<Arc<Credential>>,
     pub replication: Option<Arc<Credential>>,
+    /// What Reeve logs in to Sentinels with; those log in to data nodes as Reeve does.
+    pub sentinel: Option<Arc<Credential>>,
+    /// The nodes that are Sentinels.
+    pub sentinels: BTreeSet<Address>,
 }
 
 /// A credential that cannot be used, by the name that the spec gives it.
@@ -45,11 +49,29 @@ impl LoginError {
     }
 }
 
+impl Logins {
+    /// The same, where these nodes are Sentinels too.
+    #[must_use]
+    pub fn with_sentinels<'a>(mut self, nodes: impl IntoIterator<Item = &'a Address>) -> Self {
+        self.sentinels.extend(nodes.into_iter().cloned());
+        self
+    }
+}
+
 impl Engine {
-    pub async fn logins(&self, names: &CredentialNames) -> Result<Logins, LoginError> {
+    /// What the nodes of a spec are logged in to with.
+    pub async fn logins(&self, spec: &Spec) -> Result<Logins, LoginError> {
+        let logins = self.named_logins(spec.credentials()).await?;
+        Ok(logins.with_sentinels(spec.sentinels().iter().map(|n| &n.address)))
+    }
+
+    /// The same where nobody knows yet which nodes are Sentinels.
+    pub async fn named_logins(&self, names: &CredentialNames) -> Result<Logins, LoginError> {
         Ok(Logins {
             admin: self.login("admin", names.admin.as_deref()).await?,
             replication: self.login("replication", names.replication.as_deref()).await?,
+            sentinel: self.login("sentinel", names.sentinel.as_deref()).await?,
+            sentinels: BTreeSet::new(),
         })
     }
 
@@ -90,13 +112,13 @@ impl Engine {
     ) -> Observation {
         let named = spec.nodes().iter().chain(spec.sentinels()).map(|node| &node.address);
         let all: BTreeSet<&Address> = named.chain(also).collect();
-        let ask = ask(spec.settings().keys());
+        let ask = ask(Some(spec));
         self.round(all.into_iter(), &ask, logins, before, barred).await
     }
 
     /// One round over nodes of which no spec is known yet.
     pub async fn look_at(&self, nodes: &BTreeSet<Address>, logins: &Logins) -> Observation {
-        self.round(nodes.iter(), &ask(std::iter::empty()), logins, None, None).await
+        self.round(nodes.iter(), &ask(None), logins, None, None).await
     }
 
     async fn round<'a>(
@@ -172,21 +194,28 @@ impl Cleared {
 /// How to reach one node of a topology.
 #[must_use]
 pub fn target(address: &Address, logins: &Logins) -> Target {
-    Target {
-        address: address.clone(),
-        login: logins.admin.clone(),
-        replication: logins.replication.clone(),
-        fence: None,
-    }
+    let (login, replication) = match logins.sentinels.contains(address) {
+        true => (&logins.sentinel, &logins.admin),
+        false => (&logins.admin, &logins.replication),
+    };
+    let (login, replication) = (login.clone(), replication.clone());
+    Target { address: address.clone(), login, replication, fence: None }
 }
 
 /// The settings that a spec names, and those that plans read or write.
-pub(super) fn ask<'a>(settings: impl Iterator<Item = &'a String>) -> Ask {
-    let mut settings: BTreeSet<String> = settings.cloned().collect();
+pub(super) fn ask(spec: Option<&Spec>) -> Ask {
+    let mut settings: BTreeSet<String> =
+        spec.into_iter().flat_map(|spec| spec.settings().keys()).cloned().collect();
     settings.insert("cluster-node-timeout".to_owned());
     settings.insert("repl-diskless-sync-delay".to_owned());
     settings.insert("cluster-allow-replica-migration".to_owned());
-    Ask { settings }
+    settings.insert("replica-priority".to_owned());
+    settings.insert("min-replicas-to-write".to_owned());
+    let master = match spec {
+        Some(Spec::Sentinel(spec)) => Some(spec.master_name.clone()),
+        Some(Spec::Cluster(_) | Spec::Replication(_)) | None => None,
+    };
+    Ask { settings, master }
 }
 
 pub(super) fn silence(error: FleetError, before: Option<&Sighting>) -> Sighting {

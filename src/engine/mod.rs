@@ -5,6 +5,8 @@
 //! - [`keeper`] is one task per topology: it looks, and hands what it saw to the plan in hand
 //!   ([`run`]), which has the planner decide and [`apply`] carry out.
 //! - [`mover`] moves the slots of a step, for a while at a time; [`moves`] tells how far it is.
+//! - [`finish`] has an old primary that comes back made a replica.
+//! - [`handover`] conducts a change of primary outside of clusters, which is a matter of milliseconds.
 //! - [`judge`] tells faults and risks as findings, while no plan is at work.
 //! - [`restored`] notices that the database was put back to an older state.
 //! - [`lookout`] looks at each node for itself; [`watcher`] tells what a look changed: health,
@@ -19,8 +21,10 @@
 pub mod apply;
 pub mod courier;
 pub mod desk;
+mod finish;
 mod gauges;
 pub mod guests;
+mod handover;
 pub mod hub;
 mod judge;
 pub mod keeper;
@@ -31,6 +35,7 @@ mod mover;
 mod moves;
 mod restored;
 mod run;
+mod surveyed;
 pub mod tail;
 mod verdict;
 mod watcher;
@@ -49,6 +54,7 @@ use self::guests::Guests;
 use self::hub::Hub;
 use self::lease::Lease;
 use self::restored::NewestEvent;
+use self::surveyed::Surveyed;
 use self::tail::Tail;
 use crate::domain::id::TopologyId;
 use crate::domain::observation::Observation;
@@ -86,6 +92,7 @@ pub struct Engine {
     /// longest.
     eldest: AtomicBool,
     newest_event: NewestEvent,
+    surveyed: Surveyed,
 }
 
 /// How the engine is to work.
@@ -107,6 +114,7 @@ impl Engine {
             store,
             fleet,
             hub: Hub::new(),
+            surveyed: Surveyed::default(),
             tail: Tail::new(),
             guests: Arc::default(),
             policy: options.policy,

@@ -14,6 +14,7 @@ use crate::domain::node::{Address, ClusterNodeId};
 use crate::domain::observation::{Observation, Role};
 use crate::domain::plan::{Plan, Progress};
 use crate::domain::step::Action;
+use crate::domain::step::pressure::room;
 use crate::domain::step::slots::{End, MoveSlots};
 use crate::fleet::{Fence, Target};
 
@@ -29,6 +30,8 @@ pub(super) struct Course {
     began: Option<Instant>,
     slots: u64,
     keys: u64,
+    /// What was told last.
+    pub progress: Option<Progress>,
 }
 
 /// What a turn knows.
@@ -43,10 +46,11 @@ pub(super) struct Turn<'a> {
     pub halt: &'a AtomicBool,
 }
 
-/// How long the commands of a step may take at most.
+/// How long a stretch of a step may take at most.
 pub(super) fn patience(step: &MoveSlots) -> Duration {
     let worst = step.big.iter().map(|b| b.expected_ms).max().unwrap_or(0);
-    Duration::from_millis(worst.saturating_mul(4)) + mover::PATIENCE
+    // The last batch may begin when all of the time has passed.
+    STRETCH + mover::GRACE + Duration::from_millis(worst.saturating_mul(4)) + mover::PATIENCE
 }
 
 /// Carries a step on, and says what came of it and whether it got anywhere.
@@ -65,7 +69,8 @@ pub(super) async fn carry_on(
         tokio::select! {
             moved = &mut moving => break moved,
             () = tokio::time::sleep(TELL_EVERY) => {
-                turn.tell(step, &course.with(&tally), &tally, began).await;
+                let told = turn.tell(step, &course.with(&tally), &tally, began).await;
+                course.progress = Some(told);
             }
         }
     };
@@ -73,7 +78,7 @@ pub(super) async fn carry_on(
     let after = course.with(&tally);
     let progressed = moved.goes_on || (after.slots, after.keys) != (course.slots, course.keys);
     if progressed {
-        turn.tell(step, &after, &tally, began).await;
+        course.progress = Some(turn.tell(step, &after, &tally, began).await);
     }
     (course.slots, course.keys) = (after.slots, after.keys);
     // Another pair may be waiting for one of these nodes.
@@ -103,6 +108,7 @@ fn job<'a>(turn: &'a Turn<'a>, step: &'a MoveSlots) -> Job<'a> {
     let knows = |a: &&Address| seen.view(a).filter(|v| v.peers.contains_key(&step.to.id));
     let others = seen.nodes.keys().filter(primary);
     let others = others.filter_map(|a| Some(side(a, &knows(&a)?.my_id))).collect();
+    let held = seen.view(&step.from.address).map(|v| v.my_slots()).unwrap_or_default();
     let End { address, id } = &step.to;
     let peer = seen.view(&step.from.address).and_then(|v| v.peers.get(id));
     Job {
@@ -112,12 +118,15 @@ fn job<'a>(turn: &'a Turn<'a>, step: &'a MoveSlots) -> Job<'a> {
         receiver: peer.and_then(|p| p.address.clone()).unwrap_or_else(|| address.clone()),
         others,
         slots: step.left(seen),
+        all: held.difference(&step.slots).is_empty(),
         open,
         estranged: step.left(seen).difference(&known).iter().collect(),
         max_latency_ms: step.max_latency_ms,
         big: &step.big,
+        small: turn.engine.surveyed.of(&step.from.id),
         how: step.how,
         free_stall_ms: turn.engine.policy.free_pause_ms,
+        room: seen.report(address).and_then(|r| room(&r.memory)),
     }
 }
 
@@ -127,12 +136,19 @@ impl Course {
             began: self.began,
             slots: self.slots + tally.slots.load(Ordering::Relaxed),
             keys: self.keys + tally.keys.load(Ordering::Relaxed),
+            progress: None,
         }
     }
 }
 
 impl Turn<'_> {
-    async fn tell(&self, step: &MoveSlots, so_far: &Course, tally: &Tally, began: Instant) {
+    async fn tell(
+        &self,
+        step: &MoveSlots,
+        so_far: &Course,
+        tally: &Tally,
+        began: Instant,
+    ) -> Progress {
         let keys_left = tally.keys_left.load(Ordering::Relaxed);
         let slots_left = (step.left(self.seen).count() as u64)
             .saturating_sub(tally.slots.load(Ordering::Relaxed));
@@ -160,7 +176,7 @@ impl Turn<'_> {
             step: step.key(),
             steps_done: plan.steps_done,
             steps_total: plan.steps_total,
-            progress,
+            progress: progress.clone(),
             note: None,
         };
         // Progress is never needed: while the database is away, nobody is told.
@@ -170,5 +186,6 @@ impl Turn<'_> {
             tracing::debug!(error = &error as &dyn std::error::Error, "progress is not stored");
         }
         self.engine.hub.tell_progress(told);
+        progress
     }
 }

@@ -9,6 +9,7 @@ use futures::future::join_all;
 
 use super::Engine;
 use super::apply::apply;
+use super::handover;
 use super::hub::StepProgress;
 use super::keeper::KeepError;
 use super::lease::Lease;
@@ -23,19 +24,21 @@ use crate::domain::event::{EventType, NewEvent};
 use crate::domain::failovers::Glance;
 use crate::domain::fault::{Fault, NO_REPLY, Retry};
 use crate::domain::health::Health;
-use crate::domain::id::PlanId;
-use crate::domain::intent::{Intent, failover};
+use crate::domain::id::{PlanId, ShardId};
+use crate::domain::intent::{Intent, failover, members};
 use crate::domain::moving::BigKey;
 use crate::domain::node::Address;
-use crate::domain::observation::{MarkKind, Observation};
+use crate::domain::observation::{Mark, MarkKind, Observation};
 use crate::domain::placement::Warning;
 use crate::domain::plan::{
     Plan, PlanError, PlanState, Progress, Requested, StepRecord, StepState, WaitingFor,
 };
-use crate::domain::planner::{self, Goal, Next, Question, Terms};
+use crate::domain::planner::{self, Goal, Next, Question, Seat, Terms};
+use crate::domain::step::command::FailoverMethod;
 use crate::domain::step::slots::MoveSlots;
 use crate::domain::step::{Action, Check, Step, StepKey, Wait};
 use crate::domain::topology::Topology;
+use crate::domain::view;
 use crate::fleet::Fence;
 use crate::store::StoreError;
 use crate::store::leases::{DATABASE_RESTORED, Held};
@@ -48,6 +51,8 @@ const POLL_FIRST: Duration = Duration::from_millis(20);
 const POLL_LAST: Duration = Duration::from_millis(250);
 /// Progress is told this often at most.
 const TELL_AT_MOST: Duration = Duration::from_millis(250);
+/// How long a node is waited for that handed over and is gone.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// A sight that is older is no ground for commands.
 const STALE: Duration = Duration::from_secs(3);
 /// Beside the commands' own time, a lease is stretched by this much before they are sent.
@@ -64,6 +69,10 @@ pub(super) struct Run {
     stored: StoredTopology,
     /// What it makes: without the members that it leaves apart.
     want: Topology,
+    /// Who was a member before it.
+    before: BTreeSet<Address>,
+    /// Whether it moves slots: then it goes on without members of old that die on the way.
+    moves: bool,
     logins: Logins,
     /// Where nothing can still run that was sent before.
     cleared: Cleared,
@@ -110,12 +119,17 @@ impl Run {
         {
             stored.wanted = own.wanted;
         }
-        let logins = engine.logins(stored.wanted.spec.credentials()).await?;
+        let (id, name) = (stored.wanted.id, &stored.wanted.name);
+        let from = engine.store.version(id, name, plan.from_version).await?;
+        let before = from.iter().flat_map(|v| v.wanted.layout.members()).cloned().collect();
+        let logins = engine.logins(&stored.wanted.spec).await?;
+        let logins = logins.with_sentinels(&plan.terms.unwatch);
         let steps = engine.store.steps(plan.id, 0, i64::MAX).await?;
         let agreed = |s: &StepRecord| {
             matches!(s.step, Step::AwaitAgreement(_)) && s.state == StepState::Done
         };
         let formed = steps.iter().any(agreed);
+        let moves = steps.iter().any(|s| s.step.moves().is_some());
         let unbegun = steps.iter().filter(|s| s.state == StepState::Pending);
         let unbegun = unbegun.map(|s| s.step.clone()).collect();
         let begun = steps.into_iter().filter(|s| s.state == StepState::Running);
@@ -124,6 +138,8 @@ impl Run {
             lease,
             want: stored.wanted.without(&plan.terms.apart),
             stored,
+            before,
+            moves,
             logins,
             cleared: Cleared::default(),
             unbegun: Some(unbegun),
@@ -176,9 +192,16 @@ impl Run {
         // What is seen is accepted as it is: nothing is to be done to any node.
         let untouched = matches!(plan.intent, Intent::AcceptDrift(_));
         let goal = if winding_down || untouched { Goal::WindDown } else { Goal::Converge };
-        let terms = Terms { forming: plan.terms.forming && !self.formed, ..plan.terms.clone() };
-        let asked =
-            Question { want: &self.want, seen: &seen, terms: &terms, policy: &engine.policy, goal };
+        let lost = self.lost(&seen);
+        let terms = Terms {
+            forming: plan.terms.forming && !self.formed,
+            apart: plan.terms.apart.iter().chain(lost.keys()).cloned().collect(),
+            lost,
+            ..plan.terms.clone()
+        };
+        let want = &self.want.without(&terms.apart);
+        let policy = &engine.policy;
+        let asked = Question { want, seen: &seen, terms: &terms, policy, goal };
         let (settled, formed) = (planner::settled_marks(&asked), planner::has_formed(&asked));
         seen.marks.retain(|m| !settled.contains(m));
         let done: Vec<StepKey> = self
@@ -198,8 +221,7 @@ impl Run {
             self.moved();
         }
         let round = Round { done, marks_cleared: settled, ..Round::default() };
-        let asked =
-            Question { want: &self.want, seen: &seen, terms: &terms, policy: &engine.policy, goal };
+        let asked = Question { want, seen: &seen, terms: &terms, policy, goal };
         let mut next = planner::next(&asked);
         if let Next::Act(steps) = &mut next {
             steps.retain(|s| !self.given_up.contains(&s.action().key()));
@@ -214,17 +236,24 @@ impl Run {
                     self.commit(engine, plan, round).await?;
                     return Ok(Duration::ZERO);
                 }
+                self.tell_held_up(engine, plan, &seen, &steps).await?;
                 self.act(engine, plan, &seen, steps, round).await
             }
             Next::Wait(waits) => self.wait(engine, plan, waits, round).await,
             // In an emergency nobody waits.
-            Next::Converged if (winding_down || !terms.seats_only) && is_patient(watch, &seen) => {
+            Next::Converged
+                if ((winding_down || !terms.seats_only) && is_patient(watch, &seen))
+                    || self.waits_for_the_old(&terms, &seen) =>
+            {
                 self.commit(engine, plan, round).await?;
                 Ok(POLL_LAST)
             }
             Next::Converged => {
                 self.commit(engine, plan, round).await?;
-                let other = failover::elected_another(&terms, &self.want.layout, &seen);
+                for node in terms.lost.keys() {
+                    engine.store.warn(held, plan.id, &members::left_apart(node)).await?;
+                }
+                let other = failover::elected_another(&terms, &want.layout, &seen);
                 self.finish(engine, plan, other).await?;
                 Ok(Duration::ZERO)
             }
@@ -234,6 +263,17 @@ impl Run {
                 Ok(Duration::ZERO)
             }
         }
+    }
+
+    /// Whether a node that handed over went silent a moment ago: its config file is behind.
+    fn waits_for_the_old(&self, terms: &Terms, seen: &Observation) -> bool {
+        let graceful = |seat: &Seat| seat.method == FailoverMethod::Graceful;
+        let missing = |m: &Mark| m.what.hold().is_none() && seen.report(&m.node).is_none();
+        self.want.layout.lone().is_some()
+            && !terms.seats.is_empty()
+            && terms.seats.values().all(graceful)
+            && seen.marks.iter().any(missing)
+            && self.moved_at.elapsed() < PATIENCE
     }
 
     async fn commit(
@@ -246,6 +286,19 @@ impl Run {
             engine.store.record_round(self.lease.held, plan, &round, Duration::ZERO).await?;
         }
         Ok(())
+    }
+
+    /// Members of old that are dead, so that others have taken over what they had: slots do not wait
+    /// for them.
+    fn lost(&self, seen: &Observation) -> BTreeMap<Address, ShardId> {
+        if !self.moves {
+            return BTreeMap::new();
+        }
+        let mut dead = view::dead_members(&self.want.layout, seen);
+        dead.retain(|node| self.before.contains(node));
+        let shards = self.want.layout.shards();
+        let shard_of = |node: &Address| shards.iter().find(|(s, _)| s.members.contains(node));
+        dead.into_iter().filter_map(|node| Some((node.clone(), shard_of(&node)?.0.id))).collect()
     }
 
     /// Why the plan must not go on from what it remembers, if the world is not as it knows it.
@@ -313,6 +366,7 @@ impl Run {
             engine.store.request_as_keeper(held, plan, Requested::Pause, why).await?;
             return Ok(Duration::ZERO);
         }
+        self.moves |= steps.iter().any(|s| s.moves().is_some());
         // A step that is ready again although its commands were taken had no effect.
         for step in &steps {
             let key = step.action().key();
@@ -349,6 +403,15 @@ impl Run {
         }
 
         round.marks_set = due.iter().flat_map(|s| s.action().marks(seen)).collect();
+        let tells = |s: &Step| {
+            let key = s.action().key();
+            s.action()
+                .tells(seen)
+                .into_iter()
+                .map(move |event| (key.clone(), event))
+                .collect::<Vec<_>>()
+        };
+        round.told = due.iter().flat_map(tells).collect();
         // What goes on where it stopped for the look is not begun again.
         let goes_on = |s: &Step| self.courses.contains_key(&s.action().key());
         round.begun = due.iter().filter(|s| !goes_on(s)).cloned().collect();
@@ -432,7 +495,15 @@ impl Run {
         mut round: Round,
     ) -> Result<Duration, KeepError> {
         // Steps that send nothing begin by being waited for.
-        let sends_nothing = |s: &&Step| matches!(s, Step::AwaitAgreement(_) | Step::AwaitSync(_));
+        let sends_nothing = |s: &&Step| {
+            matches!(
+                s,
+                Step::AwaitAgreement(_)
+                    | Step::AwaitSync(_)
+                    | Step::AwaitWatch(_)
+                    | Step::AwaitChoice(_)
+            )
+        };
         let silent = waits.iter().map(|(s, _)| s).filter(sends_nothing);
         let fresh = silent.filter(|s| !self.begun.contains_key(&s.action().key()));
         round.begun = fresh.cloned().collect();
@@ -489,6 +560,10 @@ impl Run {
                 Step::MoveSlots(step) => {
                     let (moved, got_on) = moves::carry_on(turn, step, &mut course).await;
                     (None, Some((moved, course, got_on)))
+                }
+                Step::HandOver(step) => {
+                    let handed = handover::conduct(&*engine.fleet, step, seen, logins, fence).await;
+                    (Some(handed), None)
                 }
                 step => (Some(apply(&*engine.fleet, step, seen, logins, fence).await), None),
             }
@@ -557,13 +632,16 @@ impl Run {
         step: &Step,
         wait: &Wait,
     ) -> Result<(), KeepError> {
-        let progress = Progress {
+        // What moves slots and has to wait is as far as it was.
+        let course = self.courses.get(&step.action().key()).and_then(|(c, _)| c.progress.as_ref());
+        let moved = course.map(|p| Progress { eta_seconds: None, ..p.clone() });
+        let progress = moved.unwrap_or_else(|| Progress {
             done: wait.done as u64,
             total: wait.total as u64,
             unit: "nodes".to_owned(),
             rate_per_second: None,
             eta_seconds: None,
-        };
+        });
         let told = StepProgress {
             kind: "progress",
             plan: Some(plan.id),
@@ -585,6 +663,25 @@ impl Run {
             self.told = Some((Instant::now(), told));
         }
         Ok(())
+    }
+
+    /// Tells of moves that wait while others go on.
+    async fn tell_held_up(
+        &mut self,
+        engine: &Engine,
+        plan: &Plan,
+        seen: &Observation,
+        acting: &[Step],
+    ) -> Result<(), KeepError> {
+        let begun = self.begun.values().filter(|s| s.moves().is_some() && !acting.contains(s));
+        let wait = |step: &Step| match step.action().check(seen) {
+            Check::Waiting(wait) => Some((step.clone(), wait)),
+            Check::Done | Check::Ready | Check::Blocked(_) => None,
+        };
+        match begun.filter_map(wait).next() {
+            Some((step, wait)) => self.tell(engine, plan, &step, &wait).await,
+            None => Ok(()),
+        }
     }
 
     /// Decides that the plan fails. What it left on nodes is taken away first; then it ends.

@@ -17,9 +17,12 @@ use crate::domain::event::{EventType, NewEvent};
 use crate::domain::failovers::{Cause, Failovers, Glance, Look, Told};
 use crate::domain::health::{Health, MISSES_UNTIL_DOWN};
 use crate::domain::id::PlanId;
+use crate::domain::lineage::{self, Claim};
 use crate::domain::node::Address;
-use crate::domain::observation::{Mark, Observation, Sighting};
+use crate::domain::observation::{EmptiedMark, Mark, MarkKind, Observation, Role, Sighting};
+use crate::domain::spec::Spec;
 use crate::domain::step::failover::{rest, rests};
+use crate::domain::topology::{Layout, Shard};
 use crate::domain::view;
 use crate::fleet::Ask;
 use crate::store::StoreError;
@@ -38,10 +41,25 @@ pub struct Watch {
     pub health: HealthBook,
     failovers: Failovers,
     covered: Option<bool>,
+    /// Whom each Sentinel names.
+    named: BTreeMap<Address, Address>,
+    /// What each node of a lone shard had when it was seen last.
+    lives: BTreeMap<Address, Life>,
+    /// Those who took writes at the same time, by the last look that could tell.
+    rivals: Vec<Claim>,
     written: Option<(Instant, String)>,
     /// Events that the journal has not taken yet, and marks that go with them.
     pending: Vec<NewEvent>,
     rests: Vec<Mark>,
+}
+
+/// One life of a node, from start to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Life {
+    run_id: String,
+    leads: bool,
+    keys: u64,
+    offset: u64,
 }
 
 /// The health of some nodes, and how many looks in a row each has missed.
@@ -117,7 +135,8 @@ impl Watch {
         if let Some((_, seen)) = engine.store.observation(stored.wanted.id, None).await? {
             let told = engine.store.open_failovers(stored.wanted.id).await?;
             watch.failovers = Failovers::resume(&stored.wanted.layout, &seen, &told);
-            watch.note_cover(stored, &seen);
+            watch.note_shape(stored, &seen);
+            watch.rests.clear();
             watch.seen = Some(Arc::new(seen));
         }
         Ok(watch)
@@ -146,15 +165,16 @@ impl Watch {
             down: &|node| health.is_down(node),
             plan,
         });
-        let cover = self.note_cover(stored, &seen);
+        let shape = self.note_shape(stored, &seen);
         // While a topology is made, primaries appear and slots are not covered yet: no news.
         if stored.created {
             for told in &failovers {
                 self.note_failover(told, stored, &seen);
             }
-            self.pending.extend(cover);
+            self.pending.extend(shape);
         } else {
             self.failovers.settle();
+            self.rests.clear();
         }
         engine.remember(stored.wanted.id, seen.clone());
         self.seen = Some(seen.clone());
@@ -165,7 +185,7 @@ impl Watch {
             Some((at, last)) => (at.elapsed(), *last != fingerprint),
         };
         let due = (changed && age >= WRITE_AT_MOST) || age >= WRITE_AT_LEAST;
-        if due || !self.pending.is_empty() {
+        if due || !self.pending.is_empty() || !self.rests.is_empty() {
             let health = &self.health.health;
             let (events, marks) = (&self.pending, &self.rests);
             engine.store.record_look(held, &seen, health, changed, marks, events).await?;
@@ -197,23 +217,89 @@ impl Watch {
             self.pending.push(NewEvent::new(EventType::PrimaryChanged, data).by("reeve"));
             // One that Reeve had a hand in rests already.
             let now = seen.report(&done.new_primary).filter(|_| done.cause != Cause::Planned);
-            let now = now.filter(|report| rests(done.shard, report, seen).is_none());
+            let now = now.filter(|r| r.cluster_enabled && rests(done.shard, r, seen).is_none());
             self.rests.extend(now.map(|r| rest(done.shard, &done.new_primary, r, true)));
         }
     }
 
-    fn note_cover(&mut self, stored: &StoredTopology, seen: &Observation) -> Option<NewEvent> {
+    fn note_shape(&mut self, stored: &StoredTopology, seen: &Observation) -> Vec<NewEvent> {
+        let mut events = Vec::new();
         let shards = view::shards(&stored.wanted.layout, seen);
+        if let Some(shard) = stored.wanted.layout.lone() {
+            self.note_lives(shard, seen);
+            events.extend(self.note_rivals(shard, seen));
+        }
+        let clustered = matches!(stored.wanted.layout, Layout::Cluster { .. });
+        events.extend(self.note_sentinels(stored, seen));
         let without: Vec<_> = shards.iter().filter(|s| s.primary.is_none()).map(|s| s.id).collect();
         let covered = without.is_empty();
-        let event = match self.covered.replace(covered) {
+        match self.covered.replace(covered).filter(|_| clustered) {
             Some(true) if !covered => {
-                NewEvent::new(EventType::SlotsUncovered, json!({ "shards": without }))
+                events.push(NewEvent::new(EventType::SlotsUncovered, json!({ "shards": without })));
             }
-            Some(false) if covered => NewEvent::new(EventType::SlotsCovered, json!({})),
-            Some(_) | None => return None,
+            Some(false) if covered => {
+                events.push(NewEvent::new(EventType::SlotsCovered, json!({})));
+            }
+            Some(_) | None => {}
+        }
+        events.into_iter().map(|e| e.by("reeve")).collect()
+    }
+
+    /// Sentinels that name another primary to clients than before.
+    fn note_sentinels(&mut self, stored: &StoredTopology, seen: &Observation) -> Vec<NewEvent> {
+        let Spec::Sentinel(spec) = &stored.wanted.spec else { return vec![] };
+        let mut events = Vec::new();
+        for sentinel in stored.wanted.layout.sentinels() {
+            let Some(watch) = seen.watch(sentinel, &spec.master_name) else { continue };
+            let Some(now) = watch.primary_in(seen) else { continue };
+            let before = self.named.insert(sentinel.clone(), now.clone());
+            if let Some(before) = before.filter(|before| before != now) {
+                events.push(NewEvent::new(
+                    EventType::SentinelSwitched,
+                    json!({ "sentinel": sentinel, "old_primary": before, "new_primary": now,
+                            "epoch": watch.epoch, "detected_at": crate::clock::now() }),
+                ));
+            }
+        }
+        events
+    }
+
+    /// A primary that comes back as another process without a key is marked before anybody is told to
+    /// follow it.
+    fn note_lives(&mut self, shard: &Shard, seen: &Observation) {
+        for node in &shard.members {
+            let Some(report) = seen.report(node).filter(|r| !r.loading) else { continue };
+            let life = Life {
+                run_id: report.run_id.clone(),
+                leads: report.role == Role::Primary,
+                keys: report.keys,
+                offset: report.replication.offset,
+            };
+            let Some(before) = self.lives.insert(node.clone(), life) else { continue };
+            let anew = before.run_id != report.run_id && before.leads && before.keys > 0;
+            if anew && report.role == Role::Primary && report.keys == 0 {
+                let (run_id, keys, offset) = (report.run_id.clone(), before.keys, before.offset);
+                let what = MarkKind::Emptied(EmptiedMark { run_id, keys, offset });
+                self.rests.push(Mark { node: node.clone(), what });
+            }
+        }
+    }
+
+    /// Two that take writes are told of at the first look that shows them, and told to be over when
+    /// each of them was seen not to.
+    fn note_rivals(&mut self, shard: &Shard, seen: &Observation) -> Option<NewEvent> {
+        let now = lineage::rivals(shard, seen);
+        let unseen = self.rivals.iter().any(|claim| seen.report(&claim.node).is_none());
+        if now.is_empty() == self.rivals.is_empty() || (now.is_empty() && unseen) {
+            return None;
+        }
+        let before = std::mem::replace(&mut self.rivals, now);
+        let (kind, claims) = if before.is_empty() {
+            (EventType::SplitBrainDetected, &self.rivals)
+        } else {
+            (EventType::SplitBrainResolved, &before)
         };
-        Some(event.by("reeve"))
+        Some(NewEvent::new(kind, json!({ "shard": shard.id, "claims": claims })))
     }
 }
 
@@ -257,7 +343,7 @@ impl Spares {
             // Without its login a node would look broken, which it is not.
             let login = engine.login("credential", node.credential.as_deref()).await;
             let Ok(admin) = login else { continue };
-            targets.push(target(&node.address, &Logins { admin, replication: None }));
+            targets.push(target(&node.address, &Logins { admin, ..Logins::default() }));
             let before = node.sighting.unwrap_or(Sighting::Unknown);
             self.seen.nodes.entry(node.address.clone()).or_insert(before);
             self.book.resume(node.address, node.health);

@@ -82,7 +82,8 @@ pub struct Fence {
 pub struct Target {
     pub address: Address,
     pub login: Option<Arc<Credential>>,
-    /// What its replicas should log in with, where the topology names it.
+    /// What it is to log in to others with, where the topology names it: a data node to its primary, a
+    /// Sentinel to those that it watches.
     pub replication: Option<Arc<Credential>>,
     /// On whose behalf commands are sent; nothing for whoever only looks.
     pub fence: Option<Fence>,
@@ -93,6 +94,8 @@ pub struct Target {
 pub struct Ask {
     /// Names of settings to read.
     pub settings: BTreeSet<String>,
+    /// The one deployment that Sentinels are asked about, by its name; all that they watch if none.
+    pub master: Option<String>,
 }
 
 /// Why a node did not do or say what it was asked.

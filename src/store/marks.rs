@@ -60,6 +60,9 @@ fn key(mark: &Mark) -> String {
             format!("hold:{}:{}", hold.shard, hold.until.timestamp_millis())
         }
         MarkKind::OpenSlots(open) => format!("open:{}:{}:{}", open.from, open.to, open.slots),
+        MarkKind::Paused(paused) => format!("paused:{}", paused.until.timestamp_millis()),
+        MarkKind::Deposed(deposed) => format!("deposed:{}:{}", deposed.successor, deposed.run_id),
+        MarkKind::Emptied(emptied) => format!("emptied:{}", emptied.run_id),
     }
 }
 

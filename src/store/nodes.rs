@@ -52,13 +52,17 @@ impl NewNode {
     #[must_use]
     pub fn of_spec(spec: &Spec) -> Vec<Self> {
         // Kept with the node, so that it can be looked at when the topology is gone.
-        let login = spec.credentials().admin.clone();
+        let names = spec.credentials();
+        let login = |kind| match kind {
+            NodeKind::Data => names.admin.clone(),
+            NodeKind::Sentinel => names.sentinel.clone(),
+        };
         let new = |n: &NodeSpec, kind| Self {
             address: n.address.clone(),
             zone: n.zone.clone(),
             host: n.host.clone(),
             labels: Labels::new(),
-            credential: login.clone(),
+            credential: login(kind),
             kind,
             maintenance: false,
         };

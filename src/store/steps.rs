@@ -22,6 +22,8 @@ pub struct Round {
     pub done: Vec<StepKey>,
     /// Steps that begin, or are tried again.
     pub begun: Vec<Step>,
+    /// What is told of steps that begin for the first time, by their keys.
+    pub told: Vec<(StepKey, NewEvent)>,
     pub marks_set: Vec<Mark>,
     pub marks_cleared: Vec<Mark>,
 }
@@ -195,6 +197,12 @@ impl Store {
         round: &Round,
         commands_within: Duration,
     ) -> Result<(), StoreError> {
+        // Nobody else begins steps of this plan while this holder may write.
+        let before = match round.told.as_slice() {
+            [] => vec![],
+            [_, ..] => self.steps(plan.id, 0, i64::MAX).await?,
+        };
+        let attempted = |key: &StepKey| before.iter().any(|s| s.key == *key && s.attempts > 0);
         let mut tx = self.pool.begin().await?;
         plans::hold_topology(&mut tx, plan.topology_id).await?;
         let done = sqlx::query!(
@@ -229,6 +237,8 @@ impl Store {
                 value!({ "step": action.key(), "kind": step.kind(), "title": action.title(), "nodes": action.nodes() }),
             )
         }));
+        let told = round.told.iter().filter(|(key, _)| !attempted(key));
+        events.extend(told.map(|(_, event)| event.clone()));
         let events: Vec<_> = events.into_iter().map(|e| e.of_plan(plan.id).by("reeve")).collect();
         leases::hold(&mut tx, held, commands_within).await?;
         journal::append(&mut tx, Some(plan.topology_id), &events).await?;

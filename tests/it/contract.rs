@@ -10,8 +10,10 @@ pub mod cluster;
 mod failover;
 mod faults;
 mod gossip;
+mod lone;
 mod moving;
 mod replicas;
+mod sentinels;
 mod single;
 
 macro_rules! contracts {
@@ -83,6 +85,13 @@ contracts! {
     failover::voters_are_asked_twice,
     failover::given_up,
     failover::bumped,
+    lone::following,
+    lone::handing_over,
+    lone::dying_between_two_primaries,
+    lone::waiting_writes,
+    lone::what_the_file_says,
+    lone::an_empty_primary,
+    lone::which_process_is_meant,
     moving::slot_states,
     moving::moved,
     moving::opened_the_wrong_way,
@@ -97,6 +106,15 @@ contracts! {
     moving::functions,
     moving::slot_jobs,
     moving::whoever_is_spoken_to,
+    sentinels::blank_sentinels,
+    sentinels::they_find_each_other,
+    sentinels::a_dead_primary_is_replaced,
+    sentinels::a_minority_does_nothing,
+    sentinels::forced_failover,
+    sentinels::coordinated_failover,
+    sentinels::failover_after_letting_go,
+    sentinels::ghosts_and_resets,
+    sentinels::a_replica_that_left,
     faults::frozen,
     faults::killed,
     faults::fenced,

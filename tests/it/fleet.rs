@@ -146,7 +146,8 @@ async fn settings_and_the_replication_login_are_set_and_seen() {
     let node = Node::start(&[]).await;
     let fleet = fleet();
     let wanted = Target { replication: credential(Some("repl"), "s3cret"), ..node.target() };
-    let ask = Ask { settings: BTreeSet::from(["maxmemory".to_owned(), "masterauth".to_owned()]) };
+    let settings = BTreeSet::from(["maxmemory".to_owned(), "masterauth".to_owned()]);
+    let ask = Ask { settings, ..Ask::default() };
     let before = fleet.look(&wanted, &ask).await.unwrap();
     assert_eq!(before.replication_login_as_wanted, Some(false));
     assert!(!before.cluster_enabled && before.cluster.is_none());

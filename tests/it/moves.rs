@@ -12,9 +12,9 @@ use crate::support::traffic::Traffic;
 use crate::support::world::World;
 use crate::support::{Dice, packaged, repeats, until};
 
-const CONFIG: &[(&str, &str)] =
+pub const CONFIG: &[(&str, &str)] =
     &[("cluster-node-timeout", "1000"), ("repl-diskless-sync-delay", "0")];
-const LEASE: (&str, &str) = ("REEVE_LEASE_TTL_MS", "1000");
+pub const LEASE: (&str, &str) = ("REEVE_LEASE_TTL_MS", "1000");
 
 /// A cluster of three shards on the first six nodes, with so many keys; the others are blank.
 async fn orders(
@@ -33,7 +33,7 @@ async fn orders(
 }
 
 /// Writes keys of 100 bytes, each to the node that serves it.
-async fn fill(world: &World, keys: u32) {
+pub async fn fill(world: &World, keys: u32) {
     let slots = world.client.get(&format!("{TOPOLOGY}/slots")).await.unwrap();
     for shard in slots["shards"].as_array().unwrap() {
         let owned: SlotSet = shard["slots"].as_str().unwrap().parse().unwrap();
@@ -64,14 +64,14 @@ fn reshard(from: &str, to: &str, count: u16) -> Value {
 }
 
 /// No slot is half-way on any node.
-fn none_is_open(world: &World) {
+pub fn none_is_open(world: &World) {
     for node in 0..world.nodes.len() {
         let nodes = world.ask(node, &["CLUSTER", "NODES"]);
         assert!(!nodes.contains("->-") && !nodes.contains("-<-"), "{nodes}");
     }
 }
 
-async fn is_well(world: &World) {
+pub async fn is_well(world: &World) {
     phase(world, "steady").await;
     let primary = shards(world).await[0].0;
     until("a clean check", Duration::from_secs(20), async || {

@@ -6,16 +6,28 @@ use crate::support::sweep::{Findings, Mistake, Scenario, Sweep, Way};
 /// `make test` takes part of the cases, of each way some, and of long plans fewer; `make soak` every
 /// one.
 fn stride(scenario: Scenario) -> usize {
-    let long = matches!(scenario, Scenario::ReplaceNode | Scenario::ReplaceSpec);
-    match (repeats() > 3, long) {
-        (true, _) => 1,
-        (false, false) => 11,
-        (false, true) => 29,
+    if repeats() > 3 {
+        return 1;
+    }
+    match scenario {
+        Scenario::ReplaceNode | Scenario::ReplaceSpec | Scenario::RemoveShard => 29,
+        // A quarter of all slots moves in each case.
+        Scenario::AddShard => 149,
+        _ => 11,
     }
 }
 
 async fn sweep(scenario: Scenario) {
-    let found = Sweep::new().await.run(scenario, &Way::ALL, true, stride(scenario)).await;
+    go_wrong(scenario, &Way::ALL).await;
+}
+
+/// Slots move: primaries fail over meanwhile, too.
+async fn sweep_of_moves(scenario: Scenario) {
+    go_wrong(scenario, &[Way::MOVING.as_slice(), &Way::ALL].concat()).await;
+}
+
+async fn go_wrong(scenario: Scenario, ways: &[Way]) {
+    let found = Sweep::new().await.run(scenario, ways, true, stride(scenario)).await;
     println!(
         "sweep of {scenario:?}: {} commands, {} looks, {} cases, {} divergences",
         found.commands,
@@ -74,7 +86,30 @@ async fn a_put_that_replaces_two_nodes_comes_out_the_same_whatever_goes_wrong() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reshard_comes_out_the_same_whatever_goes_wrong() {
-    sweep(Scenario::Reshard).await;
+    sweep_of_moves(Scenario::Reshard).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebalance_comes_out_the_same_whatever_goes_wrong() {
+    sweep_of_moves(Scenario::Rebalance).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_added_shard_comes_out_the_same_whatever_goes_wrong() {
+    sweep_of_moves(Scenario::AddShard).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_shard_comes_out_the_same_whatever_goes_wrong() {
+    sweep_of_moves(Scenario::RemoveShard).await;
+}
+
+/// For so long that their replicas are elected meanwhile: that was once not gone on from.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reshard_outlasts_nodes_that_freeze() {
+    let found = Sweep::new().await.run(Scenario::Reshard, &[Way::Freeze], false, 3).await;
+    assert!(found.cases > 10, "{found:?}");
+    assert!(found.divergences.is_empty(), "{}", found.divergences.join("\n"));
 }
 
 /// Each mistake shows only when something goes wrong: undisturbed, all comes out well.
@@ -105,4 +140,26 @@ async fn it_finds_nodes_that_are_not_fenced() {
 #[tokio::test(flavor = "multi_thread")]
 async fn it_finds_steps_that_are_judged_from_stale_looks() {
     finds(&with(Mistake::StaleLooks, Way::LoseReply).await);
+}
+
+async fn moving_with(mistake: Mistake, way: Way) -> Findings {
+    Sweep::with_mistake(mistake).await.run(Scenario::Reshard, &[way], false, 1).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_finds_slots_that_go_before_they_are_empty() {
+    let found = moving_with(Mistake::NodeTooEarly, Way::DieAfter).await;
+    let all = found.divergences.join("\n");
+    assert!(all.contains("undisturbed") && all.contains("would drop the keys"), "{all}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_finds_keys_that_do_not_replace_others() {
+    finds(&moving_with(Mistake::NoReplace, Way::LoseSource).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_finds_slots_that_are_not_opened_again_after_a_failover() {
+    finds(&moving_with(Mistake::NoRearming, Way::LoseSource).await);
+    finds(&moving_with(Mistake::NoRearming, Way::LoseTarget).await);
 }

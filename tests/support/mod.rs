@@ -1,11 +1,16 @@
 //! What the tests stand on: a world of real servers, and ways to look at it.
 
+pub mod instance;
 pub mod orders;
 pub mod plans;
 pub mod receiver;
+pub mod record;
+pub mod safety;
 pub mod seconds;
+pub mod shim;
 pub mod sweep;
 pub mod traffic;
+pub mod watched;
 pub mod world;
 
 use std::path::{Path, PathBuf};

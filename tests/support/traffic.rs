@@ -1,5 +1,6 @@
-//! An application beside the test: a stock cluster client in a process of its own that writes and
-//! reads without pause (`tests/tools/cluster_client.py`).
+//! An application beside the test: a stock client in a process of its own that writes without pause, of
+//! a cluster (`tests/tools/cluster_client.py`) or of nodes outside of one
+//! (`tests/tools/replication_client.py`).
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -20,15 +21,33 @@ pub struct Seen {
     pub errors: Value,
     /// Times between two writes, the longest first.
     pub gaps_ms: Vec<f64>,
+    /// How often two nodes were primary at the same time; asked for outside of clusters alone.
+    pub two: u64,
 }
 
 impl Traffic {
     /// Begins to write; returns when it does.
     pub fn start(seed: &str) -> Self {
+        Self::run("cluster_client.py", &[seed, "app", "300"])
+    }
+
+    /// The same to whichever of these nodes is primary.
+    pub fn to_primary_of(nodes: &[String], password: Option<&str>) -> Self {
+        let nodes = nodes.join(",");
+        let arguments: Vec<&str> = [nodes.as_str()].into_iter().chain(password).collect();
+        Self::run("replication_client.py", &arguments)
+    }
+
+    /// The same, where blank nodes are among them: a primary is one that has a replica.
+    pub fn to_followed_of(nodes: &[String]) -> Self {
+        Self::run("replication_client.py", &[&nodes.join(","), "", "followed"])
+    }
+
+    fn run(script: &str, arguments: &[&str]) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let mut child = Command::new(root.join(".venv/bin/python"))
-            .arg(root.join("tests/tools/cluster_client.py"))
-            .args([seed, "app", "300"])
+            .arg(root.join("tests/tools").join(script))
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -54,6 +73,7 @@ impl Traffic {
             lost: told["lost"].as_array().unwrap().clone(),
             errors: told["errors"].clone(),
             gaps_ms: gaps,
+            two: told["two"].as_u64().unwrap_or(0),
         }
     }
 }

@@ -83,6 +83,43 @@ impl World {
         self.nodes.extend(started);
     }
 
+    /// Starts blank nodes outside of clusters, which can rewrite their config files.
+    pub async fn add_lone_nodes(&mut self, count: usize, config: &[(&str, &str)]) {
+        self.add_lone_nodes_of(None, count, config, true).await;
+    }
+
+    /// The same of another program, and with or without a file.
+    pub async fn add_lone_nodes_of(
+        &mut self,
+        binary: Option<PathBuf>,
+        count: usize,
+        config: &[(&str, &str)],
+        with_config_file: bool,
+    ) {
+        let start = |number: usize| {
+            let options = RedisOptions {
+                binary: binary.clone(),
+                dir: self.folder.join(&format!("node-{number}")),
+                with_config_file,
+                ..RedisOptions::default()
+            };
+            let options = config.iter().fold(options, |all, (name, value)| all.with(name, value));
+            async move { Redis::start(options).await.unwrap() }
+        };
+        let numbers = self.nodes.len()..self.nodes.len() + count;
+        let started = join_all(numbers.map(start)).await;
+        self.nodes.extend(started);
+    }
+
+    /// A request for one primary with replicas, of these nodes.
+    pub fn replication(&self, name: &str, nodes: Range<usize>) -> Value {
+        let (replicas, nodes) = (nodes.len() - 1, &self.node_specs()[nodes]);
+        json!({
+            "name": name,
+            "spec": { "mode": "replication", "replicas": replicas, "nodes": nodes },
+        })
+    }
+
     /// All nodes as a spec lists them, zones a, b and c in turn.
     pub fn node_specs(&self) -> Vec<Value> {
         let zones = ["a", "b", "c"];

@@ -30,6 +30,8 @@ pub struct RedisOptions {
     /// Lines for its configuration, after those that every node has (which save nothing to disk).
     pub config: Vec<(String, String)>,
     pub cluster: bool,
+    /// Whether it is a Sentinel, which always has a file.
+    pub sentinel: bool,
     /// Whether it is configured by a file, which it can then rewrite.
     pub with_config_file: bool,
 }
@@ -39,6 +41,12 @@ impl RedisOptions {
     #[must_use]
     pub fn cluster(dir: PathBuf) -> Self {
         Self { dir, cluster: true, ..Self::default() }
+    }
+
+    /// A Sentinel that watches nobody yet.
+    #[must_use]
+    pub fn sentinel(dir: PathBuf) -> Self {
+        Self { dir, sentinel: true, with_config_file: true, ..Self::default() }
     }
 
     /// With one more line of configuration.
@@ -52,13 +60,11 @@ impl RedisOptions {
         let port = port.to_string();
         let dir = self.dir.display().to_string();
         let log = self.log().display().to_string();
-        let mut lines = vec![
-            ("port", port.as_str()),
-            ("bind", "127.0.0.1"),
-            ("dir", &dir),
-            ("logfile", &log),
-            ("save", ""),
-        ];
+        let mut lines =
+            vec![("port", port.as_str()), ("bind", "127.0.0.1"), ("dir", &dir), ("logfile", &log)];
+        if !self.sentinel {
+            lines.push(("save", ""));
+        }
         if self.cluster {
             lines.push(("cluster-enabled", "yes"));
         }
@@ -186,6 +192,9 @@ fn spawn(binary: &Path, options: &RedisOptions, port: u16) -> Result<Process, Se
             fs::write(&file, text).map_err(failed())?;
         }
         command.arg(file);
+        if options.sentinel {
+            command.arg("--sentinel");
+        }
     } else {
         for (name, value) in &lines {
             command.arg(format!("--{name}"));

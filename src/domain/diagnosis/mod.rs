@@ -4,7 +4,9 @@
 //! To add a rule: a file here, a variant of [`Rule`], and its call where the keeper judges.
 
 pub mod drift;
+pub mod lone;
 pub mod steady;
+pub mod watched;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -19,6 +21,12 @@ use super::node::Address;
 pub enum Rule {
     /// The nodes are not as wanted, and no plan is at work on them.
     Drift,
+    /// Two nodes of one shard take writes.
+    SplitBrain,
+    /// Sentinels name different primaries, and it lasts.
+    SentinelsDisagree,
+    /// A primary was started anew without the keys that it had.
+    EmptiedPrimary,
 }
 
 /// How bad a finding is.
@@ -70,6 +78,9 @@ impl Rule {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Drift => "drift",
+            Self::SplitBrain => "split_brain",
+            Self::SentinelsDisagree => "sentinels_disagree",
+            Self::EmptiedPrimary => "emptied_primary",
         }
     }
 }

@@ -55,7 +55,9 @@ fn report(n: u16, role: Role, offset: u64, peer_failed: bool) -> Sighting {
         persistence: Persistence::default(),
         keys: 0,
         functions: false,
+        connected_clients: 1,
         cluster_enabled: true,
+        sentinel: None,
         cluster: Some(ClusterView {
             my_id: id(n),
             state_ok: true,

@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::reshape::reshaped;
-use super::{Amendment, about, unjudged};
+use super::{Amendment, about, lone, unjudged};
 use crate::domain::id::{ShardId, TopologyId};
 use crate::domain::node::{Address, ClusterNodeId};
-use crate::domain::observation::{MarkKind, Observation, Role};
+use crate::domain::observation::{Observation, Role};
 use crate::domain::planner::Terms;
 use crate::domain::refusal::{FieldError, Refusal};
 use crate::domain::slot::SlotSet;
@@ -18,9 +18,12 @@ use crate::domain::topology::{Layout, Shard, Shards, Topology};
 
 /// The seen shape as layout and spec. `seen` holds a fresh look at every node of the spec.
 pub fn amend(now: &Topology, seen: &Observation) -> Result<Amendment, Refusal> {
+    if let Some(shard) = lone::of(now) {
+        return lone::drift::amend(now, shard, seen);
+    }
     let (Spec::Cluster(spec), Layout::Cluster { shards }) = (&now.spec, &now.layout) else {
         return Err(Refusal::Unsupported(
-            "only what is seen of a topology of mode cluster that has members can be accepted yet"
+            "a topology that is to have no members takes nothing of what is seen: revert it first"
                 .to_owned(),
         ));
     };
@@ -35,7 +38,7 @@ pub fn amend(now: &Topology, seen: &Observation) -> Result<Amendment, Refusal> {
     errors.extend(unclear(now, &parties, seen));
     refuse(errors)?;
     let rows = shards_seen(now.id, shards, &owners).map_err(Refusal::unsettled)?;
-    let spec = ClusterSpec { settings: settings(spec, &parties, seen)?, ..spec.clone() };
+    let spec = ClusterSpec { settings: settings(&spec.settings, &parties, seen)?, ..spec.clone() };
     let spec = Spec::Cluster(reshaped(spec, &rows));
     refuse(spec.validate().into_iter().map(|e| e.under("/spec")).collect())?;
     let shards = Shards::new(rows).map_err(|why| {
@@ -198,24 +201,18 @@ fn row(shard: &Shard, owner: &Owner) -> Shard {
 }
 
 /// The values that all nodes have of the settings that the spec names.
-fn settings(
-    spec: &ClusterSpec,
+pub(super) fn settings(
+    wanted: &BTreeMap<String, String>,
     parties: &[Address],
     seen: &Observation,
 ) -> Result<BTreeMap<String, String>, Refusal> {
     let mut settings = BTreeMap::new();
     let mut errors = Vec::new();
-    for (name, wanted) in &spec.settings {
+    for (name, wanted) in wanted {
         // What is only changed for a while is what it was before.
         let original = |node: &Address| {
-            seen.marks_on(node).find_map(|m| match &m.what {
-                MarkKind::Setting(s) if s.name == *name => Some(s.original.clone()),
-                MarkKind::Setting(_)
-                | MarkKind::Unwritten
-                | MarkKind::Identity(_)
-                | MarkKind::Hold(_)
-                | MarkKind::OpenSlots(_) => None,
-            })
+            let mut settings = seen.marks_on(node).filter_map(|m| m.what.setting());
+            settings.find(|s| s.name == *name).map(|s| s.original.clone())
         };
         let now = |node: &Address| {
             original(node).or_else(|| seen.report(node)?.settings.get(name).cloned())

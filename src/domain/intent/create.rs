@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Amendment;
+use super::{Amendment, lone};
 use crate::domain::fault::Fault;
 use crate::domain::id::TopologyId;
 use crate::domain::node::{Address, ClusterNodeId, NodeKind};
@@ -23,14 +23,11 @@ pub fn amend(
     reset_nodes: bool,
     seen: &Observation,
 ) -> Result<Amendment, Refusal> {
-    let Spec::Cluster(cluster) = spec else {
-        return Err(Refusal::Unsupported(format!(
-            "mode {} cannot be created yet; mode cluster can",
-            serde_json::to_value(spec.mode())
-                .ok()
-                .and_then(|v| Some(v.as_str()?.to_owned()))
-                .unwrap_or_default()
-        )));
+    let cluster = match spec {
+        Spec::Cluster(cluster) => cluster,
+        Spec::Replication(_) | Spec::Sentinel(_) => {
+            return lone::create::amend(topology, spec, reset_nodes, seen);
+        }
     };
     let placed = placement::place(&placement::Request {
         topology,
@@ -96,8 +93,8 @@ fn unfit(spec: &ClusterSpec, reset_nodes: bool, seen: &Observation) -> Vec<Field
         }
     }
     errors.extend(twins(&spec.nodes, seen));
-    errors.extend(replication_login(spec, seen));
-    errors.extend(formats(spec, seen));
+    errors.extend(replication_login(&Spec::Cluster(spec.clone()), seen));
+    errors.extend(formats(&spec.nodes, seen));
     errors
 }
 
@@ -188,11 +185,15 @@ pub(super) fn twins(nodes: &[NodeSpec], seen: &Observation) -> Vec<FieldError> {
 }
 
 /// Where clients must log in, replicas must too.
-pub(super) fn replication_login(spec: &ClusterSpec, seen: &Observation) -> Option<FieldError> {
-    let reports = || spec.nodes.iter().filter_map(|n| Some((n, seen.report(&n.address)?)));
+pub(super) fn replication_login(spec: &Spec, seen: &Observation) -> Option<FieldError> {
+    let reports = || spec.nodes().iter().filter_map(|n| Some((n, seen.report(&n.address)?)));
     let closed = reports().any(|(_, r)| r.requires_login);
     let (without, _) = reports().find(|(_, r)| !r.has_replication_login)?;
-    let needed = spec.replicas_per_shard > 0 && spec.credentials.replication.is_none();
+    let replicas = match spec {
+        Spec::Cluster(spec) => spec.replicas_per_shard,
+        Spec::Replication(_) | Spec::Sentinel(_) => spec.lone_replicas().unwrap_or(0),
+    };
+    let needed = replicas > 0 && spec.credentials().replication.is_none();
     (closed && needed).then(|| {
         FieldError::new(
             "/spec/credentials/replication",
@@ -205,10 +206,9 @@ pub(super) fn replication_login(spec: &ClusterSpec, seen: &Observation) -> Optio
 }
 
 /// Any member may become primary of its shard, so each must read what any other writes.
-fn formats(spec: &ClusterSpec, seen: &Observation) -> Vec<FieldError> {
-    let reports = || {
-        spec.nodes.iter().enumerate().filter_map(|(i, n)| Some((i, n, seen.report(&n.address)?)))
-    };
+pub(super) fn formats(nodes: &[NodeSpec], seen: &Observation) -> Vec<FieldError> {
+    let reports =
+        || nodes.iter().enumerate().filter_map(|(i, n)| Some((i, n, seen.report(&n.address)?)));
     let Some((_, newest, newest_report)) =
         reports().max_by_key(|(_, _, r)| r.capabilities().rdb_version)
     else {
@@ -244,7 +244,7 @@ pub(super) fn mixed_versions(nodes: &[NodeSpec], seen: &Observation) -> Option<W
     })
 }
 
-fn resets(nodes: &[NodeSpec], seen: &Observation) -> BTreeMap<Address, ResetTerm> {
+pub(super) fn resets(nodes: &[NodeSpec], seen: &Observation) -> BTreeMap<Address, ResetTerm> {
     nodes
         .iter()
         .filter_map(|n| Some((&n.address, seen.report(&n.address)?)))

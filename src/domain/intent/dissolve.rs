@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Amendment, about, unjudged};
+use super::{Amendment, about, lone, unjudged};
 use crate::domain::node::Address;
 use crate::domain::observation::Observation;
 use crate::domain::planner::{ResetTerm, Terms};
 use crate::domain::refusal::Refusal;
+use crate::domain::spec::Mode;
 use crate::domain::topology::{Layout, Topology};
 
 /// No members, and terms to empty those that there are. `former` are the members of the last
@@ -18,13 +19,14 @@ pub fn amend(
     seen: &Observation,
 ) -> Result<Amendment, Refusal> {
     let members: BTreeSet<&Address> = match &now.layout {
-        Layout::Cluster { .. } => now.layout.members(),
-        Layout::Gone => former.iter().collect(),
-        Layout::Replication { .. } | Layout::Sentinel { .. } => {
-            return Err(Refusal::Unsupported(
-                "only a topology of mode cluster can be dissolved yet".to_owned(),
-            ));
+        Layout::Cluster { .. } | Layout::Replication { .. } | Layout::Sentinel { .. } => {
+            now.layout.members()
         }
+        Layout::Gone => former.iter().collect(),
+    };
+    let unjudged = match now.spec.mode() {
+        Mode::Cluster => unjudged,
+        Mode::Replication | Mode::Sentinel => lone::unjudged,
     };
     let errors: Vec<_> = members
         .iter()
@@ -44,6 +46,7 @@ pub fn amend(
         Some(((*node).clone(), ResetTerm::of(report)?))
     };
     let resets: BTreeMap<Address, ResetTerm> = members.iter().filter_map(reset).collect();
-    let terms = Terms { resets, ..Terms::default() };
+    let unwatch = now.spec.sentinels().iter().map(|n| n.address.clone()).collect();
+    let terms = Terms { resets, unwatch, ..Terms::default() };
     Ok(Amendment { spec: None, layout: Layout::Gone, terms, warnings: vec![] })
 }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::failover::{incumbent, objection};
-use super::{Amendment, DrainIntent, UndrainIntent, shards_of};
+use super::{Amendment, DrainIntent, UndrainIntent, lone, shards_of};
 use crate::domain::id::ShardId;
 use crate::domain::node::{Address, ClusterNodeId};
 use crate::domain::observation::Observation;
@@ -24,8 +24,12 @@ pub fn drain(
     now: &Topology,
     seen: &Observation,
 ) -> Result<Amendment, Refusal> {
-    let (spec, shards) = shards_of(now, "drain")?;
     let away = named(intent.zone.as_deref(), intent.node.as_ref(), &now.spec)?;
+    if let Some(shard) = lone::of(now) {
+        let drained = now.spec.drained().union(&away).cloned().collect();
+        return lone::drain::amend(now, shard, &away, drained, seen);
+    }
+    let (spec, shards) = shards_of(now, "drain")?;
     let drained: BTreeSet<Address> = spec.overrides.drained.union(&away).cloned().collect();
     let seats = handover(shards.as_slice(), &away, &drained, "/intent", seen)
         .map_err(|errors| Refusal::NodesUnfit { errors, redis: None })?;
@@ -36,9 +40,8 @@ pub fn drain(
 
 /// They may serve again. Nothing moves.
 pub fn undrain(intent: &UndrainIntent, now: &Topology) -> Result<Amendment, Refusal> {
-    let (spec, _) = shards_of(now, "undrain")?;
     let back = named(intent.zone.as_deref(), intent.node.as_ref(), &now.spec)?;
-    let drained = &spec.overrides.drained;
+    let drained = now.spec.drained();
     if drained.is_disjoint(&back) {
         let (field, why) = match (&intent.zone, &intent.node) {
             (Some(zone), _) => ("/intent/zone", format!("no node in zone `{zone}` is drained")),
@@ -50,6 +53,10 @@ pub fn undrain(intent: &UndrainIntent, now: &Topology) -> Result<Amendment, Refu
         return Err(Refusal::NodesUnfit { errors, redis: None });
     }
     let drained = drained.difference(&back).cloned().collect();
+    if lone::of(now).is_some() {
+        return Ok(lone::drain::undrain(now, drained));
+    }
+    let (spec, _) = shards_of(now, "undrain")?;
     let terms = Terms { seats_only: true, ..Terms::default() };
     Ok(amendment(now, spec, drained, terms, vec![]))
 }

@@ -1,7 +1,7 @@
 //! Failover: a replica becomes the primary of its shard. Nothing of the wanted topology changes, since
 //! who is primary is seen and never wanted; only this plan's terms name one.
 
-use super::{Amendment, FailoverIntent, shard_named, shard_with, shards_of};
+use super::{Amendment, FailoverIntent, lone, shard_named, shard_with, shards_of};
 use crate::domain::node::{Address, ClusterNodeId};
 use crate::domain::observation::Observation;
 use crate::domain::placement::Warning;
@@ -20,6 +20,9 @@ pub fn amend(
     now: &Topology,
     seen: &Observation,
 ) -> Result<Amendment, Refusal> {
+    if let Some(shard) = lone::of(now) {
+        return lone::failover::amend(intent, now, shard, seen);
+    }
     let (spec, shards) = shards_of(now, "failover")?;
     let drained = &spec.overrides.drained;
     let (shard, slots) = meant(intent, shards)?;
@@ -65,7 +68,7 @@ pub fn elected_another(terms: &Terms, layout: &Layout, seen: &Observation) -> Op
         let seat = terms.seats.get(&shard.id).filter(|_| terms.seats_only)?;
         let now = view::agreed_primary(shard, &slots, seen).filter(|now| *now != seat.to)?;
         Some(format!(
-            "{now} is primary of shard {} now and {} is not: the nodes elected it themselves while the plan was under way",
+            "{now} is primary of shard {} now and {} is not: somebody else, or the nodes themselves, made it so while the plan was under way",
             shard.index, seat.to
         ))
     });
@@ -75,7 +78,7 @@ pub fn elected_another(terms: &Terms, layout: &Layout, seen: &Observation) -> Op
 }
 
 /// What the next primary has. A replica whose primary died in its first full copy may have nothing.
-fn copy_of(terms: &Terms, seen: &Observation) -> Vec<Warning> {
+pub(super) fn copy_of(terms: &Terms, seen: &Observation) -> Vec<Warning> {
     let told = |seat: &Seat| {
         let report = seen.report(&seat.to)?;
         let message = format!(

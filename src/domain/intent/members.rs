@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::create::{cannot_be_read, lacks, replication_login, twins};
 use super::reshape::reshaped;
 use super::{
-    AddReplicaIntent, Amendment, NodeChoice, RemoveReplicaIntent, ReplaceNodeIntent, shard_named,
-    shard_with, shards_of,
+    AddReplicaIntent, Amendment, NodeChoice, RemoveReplicaIntent, ReplaceNodeIntent, lone,
+    shard_named, shard_with, shards_of,
 };
 use crate::domain::node::{Address, ClusterNodeId};
 use crate::domain::observation::{ClusterView, Observation, Report, Role, Sighting};
@@ -29,6 +29,9 @@ pub fn add_replica(
     now: &Topology,
     seen: &Observation,
 ) -> Result<Amendment, Refusal> {
+    if let Some(shard) = lone::of(now) {
+        return lone::members::add_replica(intent, now, shard, seen);
+    }
     let (spec, shards) = shards_of(now, "add_replica")?;
     let node = match &intent.node {
         Some(choice) => chosen(choice, "/intent/node", spec, shards)?,
@@ -57,6 +60,9 @@ pub fn remove_replica(
     now: &Topology,
     seen: &Observation,
 ) -> Result<Amendment, Refusal> {
+    if let Some(shard) = lone::of(now) {
+        return lone::members::remove_replica(intent, now, shard, seen);
+    }
     let (spec, shards) = shards_of(now, "remove_replica")?;
     let node = &intent.node;
     let (shard, slots) = shard_with(node, "/intent/node", shards)?;
@@ -79,6 +85,9 @@ pub fn replace_node(
     now: &Topology,
     seen: &Observation,
 ) -> Result<Amendment, Refusal> {
+    if let Some(shard) = lone::of(now) {
+        return lone::members::replace_node(intent, now, shard, seen);
+    }
     let (spec, shards) = shards_of(now, "replace_node")?;
     let old = &intent.node;
     shard_with(old, "/intent/node", shards)?;
@@ -132,7 +141,9 @@ pub(super) fn change(
     Ok(Amendment { spec: Some(Spec::Cluster(spec)), layout, terms, warnings })
 }
 
-fn left_apart(node: &Address) -> Warning {
+/// That a dead member still is one.
+#[must_use]
+pub fn left_apart(node: &Address) -> Warning {
     let message = format!(
         "{node} is dead and left as it is: replace it (replace_node) or take it out (remove_replica) next"
     );
@@ -190,7 +201,7 @@ pub(super) fn terms(
         terms.founders.extend(first.map(|first| (shard.id, first.clone())));
     }
     errors.extend(twins(&spec.nodes, seen));
-    errors.extend(replication_login(spec, seen));
+    errors.extend(replication_login(&Spec::Cluster(spec.clone()), seen));
     if errors.is_empty() { Ok(terms) } else { Err(errors) }
 }
 

@@ -8,6 +8,7 @@ pub mod create;
 pub mod dissolve;
 pub mod drain;
 pub mod failover;
+mod lone;
 pub mod members;
 mod moves;
 pub mod rebalance;
@@ -17,6 +18,7 @@ pub mod replace;
 mod reshape;
 pub mod reshard;
 pub mod revert;
+pub mod sentinels;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -78,6 +80,10 @@ pub enum Intent {
     AddShard(AddShardIntent),
     /// Give a shard's slots to the others and take its nodes out; they are blank afterwards.
     RemoveShard(RemoveShardIntent),
+    /// One Sentinel more.
+    AddSentinel(AddSentinelIntent),
+    /// One Sentinel less: it stops watching, and then the others forget it one after the other.
+    RemoveSentinel(RemoveSentinelIntent),
 }
 
 /// Which shard, and how. One of `shard`, `node` and `to` is enough to tell the shard.
@@ -121,6 +127,19 @@ pub struct RemoveReplicaIntent {
 pub struct ReplaceNodeIntent {
     pub node: Address,
     pub with: NodeChoice,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AddSentinelIntent {
+    /// The Sentinel, with its zone.
+    pub node: NodeChoice,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveSentinelIntent {
+    pub node: Address,
 }
 
 /// A zone or a node, one of them.
@@ -219,6 +238,8 @@ impl Intent {
             Self::Rebalance(_) => "rebalance",
             Self::AddShard(_) => "add_shard",
             Self::RemoveShard(_) => "remove_shard",
+            Self::AddSentinel(_) => "add_sentinel",
+            Self::RemoveSentinel(_) => "remove_sentinel",
         }
     }
 
@@ -235,11 +256,16 @@ impl Intent {
             Self::Undrain(i) => {
                 drain::named(i.zone.as_deref(), i.node.as_ref(), &now.spec).map(drop)
             }
-            Self::ReplaceSpec(replace) => replace::possible(replace, now).map(drop),
+            Self::ReplaceSpec(replace) => match lone::of(now) {
+                Some(_) => lone::replace::possible(replace, now).map(drop),
+                None => replace::possible(replace, now).map(drop),
+            },
             Self::Reshard(reshard) => reshard::moved(reshard, now).map(drop),
             Self::Rebalance(rebalance) => rebalance::weights(rebalance, now).map(drop),
             Self::AddShard(add) => add_shard::members(add, now).map(drop),
             Self::RemoveShard(remove) => remove_shard::meant(remove, now).map(drop),
+            Self::AddSentinel(add) => sentinels::added(add, now).map(drop),
+            Self::RemoveSentinel(remove) => sentinels::removed(remove, now).map(drop),
             Self::Create(_)
             | Self::Repair(_)
             | Self::Revert(_)
@@ -257,6 +283,7 @@ impl Intent {
     pub fn newcomers(&self, now: &Topology) -> BTreeMap<Address, String> {
         let choice = match self {
             Self::AddReplica(add) => add.node.as_ref(),
+            Self::AddSentinel(add) => Some(&add.node),
             Self::ReplaceNode(replace) => Some(&replace.with),
             Self::ReplaceSpec(replace) => {
                 let known =
@@ -281,19 +308,36 @@ impl Intent {
             | Self::AcceptDrift(_)
             | Self::Dissolve(_)
             | Self::Failover(_)
+            | Self::RemoveSentinel(_)
             | Self::RemoveReplica(_) => None,
         };
         choice.map(|c| (c.address().clone(), "/intent".to_owned())).into_iter().collect()
     }
 
-    /// The nodes that it takes out or that are worked on, and where members are exchanged all that are
-    /// dead: however they do, it may begin.
+    /// The Sentinels that it brings in.
+    #[must_use]
+    pub fn new_sentinels(&self) -> BTreeSet<Address> {
+        match self {
+            Self::AddSentinel(add) => [add.node.address().clone()].into(),
+            other => {
+                let sentinels = other.new_spec().map_or(&[][..], Spec::sentinels);
+                sentinels.iter().map(|n| n.address.clone()).collect()
+            }
+        }
+    }
+
+    /// The nodes that it takes out or that are worked on, where members are exchanged all that are dead,
+    /// and where a shard goes its own dead: however they do, it may begin.
     #[must_use]
     pub fn apart(&self, now: &Topology, seen: &Observation) -> BTreeSet<Address> {
         let named = |zone: &Option<String>, node: &Option<Address>| {
             drain::named(zone.as_deref(), node.as_ref(), &now.spec).unwrap_or_default()
         };
-        let dead = || view::dead_members(&now.layout, seen);
+        let dead = || {
+            let mut dead = view::dead_members(&now.layout, seen);
+            dead.extend(lone::watched::dead_sentinels(now, seen));
+            dead
+        };
         match self {
             Self::AddReplica(_) => dead(),
             Self::RemoveReplica(remove) => {
@@ -302,6 +346,10 @@ impl Intent {
             Self::ReplaceNode(replace) => {
                 dead().into_iter().chain([replace.node.clone()]).collect()
             }
+            Self::AddSentinel(_) => dead(),
+            Self::RemoveSentinel(remove) => {
+                dead().into_iter().chain([remove.node.clone()]).collect()
+            }
             Self::Drain(drain) => named(&drain.zone, &drain.node),
             Self::Undrain(undrain) => named(&undrain.zone, &undrain.node),
             Self::ReplaceSpec(replace) => {
@@ -309,9 +357,13 @@ impl Intent {
                 let gone = now.spec.nodes().iter().map(|n| &n.address).filter(|a| !stays(a));
                 gone.cloned().collect()
             }
-            // All of a shard that goes are needed until its slots are elsewhere.
-            Self::RemoveShard(_)
-            | Self::Reshard(_)
+            // Nobody misses its dead replicas; all others are needed until its slots are elsewhere.
+            Self::RemoveShard(remove) => {
+                let goes = remove_shard::meant(remove, now).map(|(shard, _)| &shard.members);
+                let goes = |node: &Address| goes.as_ref().is_ok_and(|all| all.contains(node));
+                dead().into_iter().filter(goes).collect()
+            }
+            Self::Reshard(_)
             | Self::Rebalance(_)
             | Self::AddShard(_)
             | Self::Create(_)
@@ -341,6 +393,8 @@ impl Intent {
             | Self::AddReplica(_)
             | Self::RemoveReplica(_)
             | Self::ReplaceNode(_)
+            | Self::AddSentinel(_)
+            | Self::RemoveSentinel(_)
             | Self::Drain(_)
             | Self::Undrain(_) => None,
         }
@@ -365,6 +419,8 @@ impl Intent {
             | Self::Failover(_)
             | Self::AddReplica(_)
             | Self::RemoveReplica(_)
+            | Self::AddSentinel(_)
+            | Self::RemoveSentinel(_)
             | Self::ReplaceNode(_) => None,
         }
     }
@@ -395,6 +451,8 @@ impl Intent {
             | Self::Failover(_)
             | Self::AddReplica(_)
             | Self::RemoveReplica(_)
+            | Self::AddSentinel(_)
+            | Self::RemoveSentinel(_)
             | Self::ReplaceNode(_) => None,
         }
     }
@@ -445,7 +503,7 @@ fn shards_of<'a>(now: &'a Topology, what: &str) -> Result<(&'a ClusterSpec, &'a 
         (Spec::Cluster(spec), Layout::Cluster { shards }) => Ok((spec, shards)),
         (Spec::Cluster(_) | Spec::Replication(_) | Spec::Sentinel(_), _) => {
             Err(Refusal::Unsupported(format!(
-                "{what} is there for topologies of mode cluster that have members; others cannot yet"
+                "{what} is for topologies of mode cluster that have members"
             )))
         }
     }

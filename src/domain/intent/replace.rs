@@ -4,13 +4,13 @@
 //! Placement is asked only where something changed that it depends on, so that what was laid out
 //! otherwise, by a person or by drift that was accepted, stays as it is.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::create::{cannot_be_read, first_fault, mixed_versions};
 use super::drain::{handover, without};
 use super::members::{Fields, terms};
 use super::moves::{Row, checked, taken_over};
-use super::{Amendment, ReplaceSpecIntent, field_of, shards_of};
+use super::{Amendment, ReplaceSpecIntent, field_of, lone, shards_of};
 use crate::domain::id::TopologyId;
 use crate::domain::moving::survey::Figures;
 use crate::domain::node::Address;
@@ -29,6 +29,9 @@ pub fn amend(
     now: &Topology,
     seen: &Observation,
 ) -> Result<Amendment, Refusal> {
+    if let Some(shard) = lone::of(now) {
+        return lone::replace::amend(intent, now, shard, seen);
+    }
     let new = possible(intent, now)?;
     let (old, shards) = shards_of(now, "replace_spec")?;
     let (rows, mut warnings) = if alike(old, new) {
@@ -72,7 +75,7 @@ pub fn amend(
         warnings.extend(without(&wanted, &new.overrides.drained, &way.seats, seen));
     }
     warnings.extend(mixed_versions(&new.nodes, seen));
-    warnings.extend(left_alone(old, new));
+    warnings.extend(left_alone(&old.settings, &new.settings));
     Ok(Amendment { spec: Some(wanted.spec), layout: wanted.layout, terms: way, warnings })
 }
 
@@ -87,7 +90,7 @@ pub(super) fn possible<'a>(
         (Spec::Cluster(_) | Spec::Replication(_) | Spec::Sentinel(_), _) => {
             return Err(invalid(
                 "/spec/mode",
-                "the mode of a topology stays as it is, and only one of mode cluster takes another spec yet; make a new topology for another mode",
+                "the mode of a topology stays as it is; make a new topology for another mode",
             ));
         }
     };
@@ -210,8 +213,11 @@ fn staying(old: &Shards, rows: &[Row]) -> Vec<Row> {
 }
 
 /// Settings that nobody looks after any more.
-fn left_alone(old: &ClusterSpec, new: &ClusterSpec) -> Option<Warning> {
-    let gone = old.settings.keys().filter(|name| !new.settings.contains_key(*name));
+pub(super) fn left_alone(
+    old: &BTreeMap<String, String>,
+    new: &BTreeMap<String, String>,
+) -> Option<Warning> {
+    let gone = old.keys().filter(|name| !new.contains_key(*name));
     let names: Vec<&str> = gone.map(String::as_str).collect();
     (!names.is_empty()).then(|| Warning {
         code: "settings_left".to_owned(),

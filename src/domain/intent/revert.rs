@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::members::succession;
-use super::{Amendment, RevertIntent, about, unjudged};
+use super::{Amendment, RevertIntent, about, lone, unjudged};
 use crate::domain::node::{Address, ClusterNodeId};
 use crate::domain::observation::{Observation, Report, Role};
 use crate::domain::planner::{Leaver, ResetTerm, Terms};
@@ -28,6 +28,9 @@ pub fn amend(
     seen: &Observation,
 ) -> Result<Amendment, Refusal> {
     let older = target(intent, now, older)?;
+    if let Some(shard) = lone::of(older) {
+        return lone::revert::amend(now, older, shard, seen);
+    }
     let going = departing(now, older, seen)
         .map_err(|errors| Refusal::NodesUnfit { errors, redis: None })?;
     let mut terms = Terms { forming: nothing_left(older, seen), ..going };
@@ -82,13 +85,10 @@ fn target<'a>(
         )));
     };
     match &older.layout {
-        Layout::Cluster { .. } => Ok(older),
+        Layout::Cluster { .. } | Layout::Replication { .. } | Layout::Sentinel { .. } => Ok(older),
         Layout::Gone => {
             Err(invalid(format!("version {wanted} has no members; to get there, ask for dissolve")))
         }
-        Layout::Replication { .. } | Layout::Sentinel { .. } => Err(Refusal::Unsupported(
-            "only a topology of mode cluster can be reverted yet".to_owned(),
-        )),
     }
 }
 
@@ -125,7 +125,7 @@ fn departing(
         let primary = agreed_primary(shard, &slots, seen);
         let left = primary.as_ref().filter(|primary| goes.contains(primary));
         if let (Some((then, _)), Some(primary)) = (stays, left) {
-            let drained = drained(&older.spec);
+            let drained = older.spec.drained();
             match succession(shard, then, &slots, Some(primary.clone()), drained, seen) {
                 Ok(seat) => terms.seats.extend(seat.map(|seat| (shard.id, seat))),
                 Err(why) => errors.push(FieldError::new("/intent/version", why)),
@@ -171,14 +171,6 @@ fn bereft(shard: &Shard, seen: &Observation) -> BTreeMap<Address, ResetTerm> {
         Some((node.clone(), ResetTerm::of(report)?))
     };
     shard.members.iter().filter_map(reset).collect()
-}
-
-fn drained(spec: &Spec) -> &BTreeSet<Address> {
-    static NONE: BTreeSet<Address> = BTreeSet::new();
-    match spec {
-        Spec::Cluster(spec) => &spec.overrides.drained,
-        Spec::Replication(_) | Spec::Sentinel(_) => &NONE,
-    }
 }
 
 /// Nodes that may hold what a shard without a primary has lost.

@@ -10,9 +10,9 @@ use std::time::Duration;
 const SLOT_US: f64 = 100.0;
 const KEY_US: f64 = 6.0;
 const KIB_US: f64 = 30.0;
-/// The part of the allowed latency that a batch aims at: the target serves the same batch, and a
-/// client may meet the end of one and the whole of the next.
-const AIM: f64 = 0.5;
+/// The part of the allowed latency that a batch aims at. Two are under way, and a client may wait for both;
+/// the target serves the same, and who is sent on there may wait once more.
+const AIM: f64 = 0.125;
 /// A batch is never cut below this part of the aim: what is slow then is not the batch.
 const LEAST: f64 = 0.05;
 /// The weight of the newest measurement.

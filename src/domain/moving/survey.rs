@@ -32,11 +32,16 @@ pub struct Figures {
     /// Bytes in each slot that was counted; what was not looked at is taken to be like the rest.
     pub bytes: BTreeMap<u16, u64>,
     pub big: Vec<BigKey>,
+    /// Slots of which every key was looked at and none is big.
+    pub small: Small,
     /// How many keys were looked at, one by one.
     pub looked_at: u64,
     /// Why some could not be looked at.
     pub failures: Vec<String>,
 }
+
+/// Slots without big keys: how many keys each holds, and how large these are on average.
+pub type Small = BTreeMap<u16, (u64, u64)>;
 
 /// How closely slots are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -141,7 +146,8 @@ impl Survey {
             | Answer::Keys(_)
             | Answer::Text(_)
             | Answer::Bytes(_)
-            | Answer::Jobs(_) => None,
+            | Answer::Jobs(_)
+            | Answer::Standing(_) => None,
         });
         match std::mem::replace(&mut self.asked, Asked::Nothing) {
             Asked::Nothing => {}
@@ -201,9 +207,16 @@ impl Survey {
             let others = mean(count.saturating_sub(sized)).unwrap_or(u64::MAX);
             (*slot, bytes.saturating_add(others))
         };
+        let small = |(slot, (sized, bytes)): (&u16, &(u64, u64))| {
+            let whole = self.keys.get(slot) == Some(sized)
+                && !self.big.iter().any(|b| b.slot == *slot)
+                && !self.untyped.iter().any(|(s, ..)| s == slot);
+            whole.then_some((*slot, (*sized, bytes / sized.max(&1))))
+        };
+        let small = self.sized.iter().filter_map(small).collect();
         let known = looked_at > 0 || self.keys.values().all(|count| *count == 0);
         let bytes = if known { self.keys.iter().map(bytes).collect() } else { BTreeMap::new() };
-        Figures { keys: self.keys, bytes, big: self.big, looked_at, failures: vec![] }
+        Figures { keys: self.keys, bytes, big: self.big, small, looked_at, failures: vec![] }
     }
 }
 
@@ -218,6 +231,7 @@ impl Figures {
         self.keys.extend(other.keys);
         self.bytes.extend(other.bytes);
         self.big.extend(other.big);
+        self.small.extend(other.small);
         self.looked_at += other.looked_at;
         self.failures.extend(other.failures);
         self

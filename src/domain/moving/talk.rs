@@ -1,10 +1,12 @@
-//! What is said to a node while slots move, and what it answers. Several of these go out in one
-//! batch, and each has its answer.
+//! What is said to a node while slots move or a shard is handed over, and what it answers. Several of
+//! these go out in one batch, and each has its answer.
 
 use std::fmt;
 
 use crate::domain::node::{Address, ClusterNodeId};
+use crate::domain::observation::{Replication, Role};
 use crate::domain::slot::SlotSet;
+use crate::domain::step::command::Verb;
 
 /// A key's name, which may be any bytes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -34,6 +36,8 @@ pub enum Lane {
     Control,
     /// Keys.
     Bulk,
+    /// Keys too, while those before them are still on their way.
+    Ahead,
     /// Pings that show how long clients wait.
     Probe,
 }
@@ -66,6 +70,10 @@ pub enum Saying {
     SlotJobs,
     /// `CLUSTER CANCELSLOTMIGRATIONS` (Valkey 9): all jobs in which this node gives slots away.
     CancelSlotJobs,
+    /// `INFO replication`: how it stands.
+    Stand,
+    /// A command that changes the node.
+    Command(Verb),
 }
 
 /// What `CLUSTER SETSLOT` makes of a slot.
@@ -92,11 +100,19 @@ pub enum Answer {
     Text(String),
     Bytes(Vec<u8>),
     Jobs(Vec<SlotJob>),
+    Standing(Box<Standing>),
     /// An error; the code is its first word.
     Refused {
         code: String,
         message: String,
     },
+}
+
+/// How a node stands in replication.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    pub role: Role,
+    pub replication: Replication,
 }
 
 /// One job of the server's own (Valkey 9), on either side of it.

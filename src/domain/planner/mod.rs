@@ -42,8 +42,14 @@ pub struct Terms {
     pub seats_only: bool,
     /// Nodes that are to leave the cluster.
     pub leavers: BTreeMap<Address, Leaver>,
+    /// Sentinels that are to watch no more.
+    pub unwatch: BTreeSet<Address>,
     /// Members of the cluster that are left out of account, whatever has become of them.
     pub apart: BTreeSet<Address>,
+    /// Members of old that died while slots move, each with its shard. They are left apart as well, for as
+    /// long as they are dead; never stored.
+    #[serde(skip)]
+    pub lost: BTreeMap<Address, ShardId>,
     /// Who begins as primary of a shard that is new in a cluster in use, and that slots will move to.
     pub founders: BTreeMap<ShardId, Address>,
     /// How slots are moved, where they are.
@@ -94,14 +100,15 @@ pub struct Leaver {
 impl Terms {
     /// The nodes that a plan is about beside those of the spec.
     pub fn others(&self) -> impl Iterator<Item = &Address> {
-        self.leavers.keys().chain(self.resets.keys())
+        self.leavers.keys().chain(self.resets.keys()).chain(&self.unwatch)
     }
 }
 
 /// A node that may be emptied, while it is still what was meant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResetTerm {
-    /// The identity to be rid of: a hard reset gives the node another one.
+    /// The identity to be rid of: a hard reset gives a cluster node another one. Others have none
+    /// but their process.
     pub identity: ClusterNodeId,
     /// The process that was looked at.
     pub run_id: String,
@@ -116,17 +123,27 @@ pub struct ResetTerm {
 }
 
 impl ResetTerm {
-    /// What a node is now, if it is a cluster node.
+    /// What a node is now, if it can be told.
     #[must_use]
     pub fn of(report: &Report) -> Option<Self> {
-        let view = report.cluster.as_ref()?;
+        let serves = match &report.cluster {
+            Some(view) => !view.my_slots().is_empty(),
+            None if report.cluster_enabled => return None,
+            None => !report.replication.replicas.is_empty(),
+        };
         Some(Self {
-            identity: view.my_id.clone(),
+            identity: report.identity(),
             run_id: report.run_id.clone(),
             keys: report.keys,
             functions: report.functions,
-            serves: report.role == Role::Primary && !view.my_slots().is_empty(),
+            serves: report.role == Role::Primary && serves,
         })
+    }
+
+    /// Whether it is a node outside of clusters, which has no identity beside its process.
+    #[must_use]
+    pub fn is_lone(&self) -> bool {
+        self.identity.0 == self.run_id
     }
 }
 
@@ -362,7 +379,20 @@ pub fn ahead_of_record(pending: &[Step], seen: &Observation) -> Vec<StepKey> {
         // Nodes elect by themselves, and then another step moves the slots.
         | Step::FailOver(_)
         | Step::MoveSlots(_)
+        // Whoever hears of a new primary in a hand-over follows at once.
+        | Step::HandOver(_)
+        | Step::Follow(_)
         | Step::CancelSlotJobs(_)
+        | Step::HoldWrites(_)
+        | Step::ReleaseWrites(_)
+        // Sentinels take note of the settings of others, and people talk to them.
+        | Step::Watch(_)
+        | Step::AwaitWatch(_)
+        | Step::Unwatch(_)
+        | Step::ForgetGhosts(_)
+        | Step::AwaitChoice(_)
+        | Step::LetGo(_)
+        | Step::SwitchOver(_)
         | Step::RestoreSettings(_)
         | Step::RewriteConfig(_) => false,
     };

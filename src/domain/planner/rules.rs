@@ -18,6 +18,8 @@
 //! 10. *Leave*: nodes that are no longer wanted go, and at once all others forget them.
 //! 11. *Settle*: agreement.
 //!
+//! A topology with one lone shard has stages of its own ([`lone`]), of which some are these.
+//!
 //! Of a topology that is to be gone, only the first three and the config files are left to do. A
 //! plan that changes primaries and nothing else has stages of its own: in an emergency it must not
 //! wait for anything that it does not need.
@@ -30,7 +32,7 @@ use crate::domain::observation::{
     ClusterView, Mark, MarkKind, OpenSlotsMark, Peer, Role, Sighting,
 };
 use crate::domain::slot::SlotSet;
-use crate::domain::spec::Spec;
+use crate::domain::spec::Mode;
 use crate::domain::step::agree::AwaitAgreement;
 use crate::domain::step::bump::BumpEpoch;
 use crate::domain::step::claim::ClaimSlots;
@@ -52,7 +54,9 @@ use crate::domain::succession::{best, expected};
 use crate::domain::topology::{Layout, Shard};
 use crate::domain::view::agreed_primary;
 
+mod lone;
 mod moves;
+mod watched;
 
 use self::moves::{close, draining, move_slots, moves};
 
@@ -83,6 +87,14 @@ const SEATS: &[Stage] = &[restore_settings, epochs, seats, follow, rewrite];
 const WIND_DOWN: &[Stage] = &[close, restore_settings, rewrite];
 
 pub(super) fn stages(q: &Question) -> &'static [Stage] {
+    match q.want.spec.mode() {
+        Mode::Cluster => cluster_stages(q),
+        Mode::Replication => lone::stages(q),
+        Mode::Sentinel => watched::stages(q),
+    }
+}
+
+fn cluster_stages(q: &Question) -> &'static [Stage] {
     match q.goal {
         Goal::Converge if q.terms.seats_only => SEATS,
         Goal::Converge => CONVERGE,
@@ -99,11 +111,22 @@ pub(super) fn settled_marks(q: &Question) -> Vec<Mark> {
             !needed.for_node(&mark.node).contains_key(&s.name) && now == Some(&s.original)
         }
         MarkKind::Unwritten => false,
+        MarkKind::Paused(_) | MarkKind::Deposed(_) | MarkKind::Emptied(_) => {
+            lone::is_settled(q, mark)
+        }
+        MarkKind::Identity(_) if is_lone(q) => lone::is_settled(q, mark),
         MarkKind::Identity(was) => identity_settled(q, &mark.node, &was.id),
         MarkKind::OpenSlots(open) => open_slots_settled(q, &mark.node, open),
         MarkKind::Hold(hold) => reports.clone().any(|r| r.observed_at >= hold.until),
     };
     q.seen.marks.iter().filter(restored).cloned().collect()
+}
+
+fn is_lone(q: &Question) -> bool {
+    match q.want.spec.mode() {
+        Mode::Cluster => false,
+        Mode::Replication | Mode::Sentinel => true,
+    }
 }
 
 /// Whether a node shows none of these slots as half-way, and no step is to move them.
@@ -131,6 +154,10 @@ fn identity_settled(q: &Question, node: &Address, id: &ClusterNodeId) -> bool {
     // One that is left apart may still know it, and tell the others when it comes back.
     let asked = parts(q).into_iter().chain(&q.terms.apart).chain(marked).chain([node]);
     asked.into_iter().all(|a| q.seen.report(a).is_some()) && !q.seen.nodes.keys().any(knows)
+}
+
+fn leavers<'a>(q: &Question<'a>) -> Vec<&'a Address> {
+    q.terms.leavers.keys().collect()
 }
 
 /// The nodes that the plan is about: the members, or those to be emptied where none are wanted.
@@ -166,11 +193,11 @@ fn shards<'a>(q: &Question<'a>) -> &'a [(Shard, SlotSet)] {
 
 /// Every member, the primaries first: the order of epochs and of introductions.
 fn members<'a>(q: &Question<'a>) -> Vec<&'a Address> {
-    let pinned = |(s, _): &'a (Shard, SlotSet)| {
-        s.members.iter().find(|m| Some(*m) == q.terms.primaries.get(&s.id))
-    };
-    let primaries: BTreeSet<&Address> = shards(q).iter().filter_map(pinned).collect();
-    let rest = shards(q).iter().flat_map(|(s, _)| &s.members).filter(|m| !primaries.contains(m));
+    let shards: Vec<&Shard> = q.want.layout.shards().into_iter().map(|(s, _)| s).collect();
+    let pinned =
+        |s: &&'a Shard| s.members.iter().find(|m| Some(*m) == q.terms.primaries.get(&s.id));
+    let primaries: BTreeSet<&Address> = shards.iter().filter_map(pinned).collect();
+    let rest = shards.iter().flat_map(|s| &s.members).filter(|m| !primaries.contains(m));
     primaries.iter().copied().chain(rest).collect()
 }
 
@@ -199,6 +226,15 @@ fn peopled(q: &Question, shard: &Shard) -> Shard {
     Shard { members: members.cloned().collect(), ..shard.clone() }
 }
 
+/// Those who are to leave and answer as who they were.
+fn leavers_here<'a>(q: &Question<'a>) -> impl Iterator<Item = (&'a Address, &'a Leaver)> + use<'a> {
+    let seen = q.seen;
+    let here = move |(node, leaver): &(&Address, &Leaver)| {
+        seen.view(node).is_some_and(|v| v.my_id == leaver.identity)
+    };
+    q.terms.leavers.iter().filter(here)
+}
+
 fn agreement(q: &Question) -> AwaitAgreement {
     let all = |nodes: Vec<&Address>| nodes.into_iter().cloned().collect::<Vec<_>>();
     let members = all(members(q));
@@ -211,17 +247,22 @@ fn agreement(q: &Question) -> AwaitAgreement {
 struct TemporarySettings {
     forming: BTreeMap<String, String>,
     draining: BTreeSet<Address>,
+    switching: BTreeMap<Address, BTreeMap<String, String>>,
 }
 
 impl TemporarySettings {
     fn of(q: &Question) -> Self {
-        Self { forming: forming_settings(q), draining: draining(q) }
+        let switching = |node: &&Address| ((*node).clone(), watched::temporary(q, node));
+        let parts = parts(q);
+        let switching = parts.iter().chain(&leavers(q)).map(switching).collect();
+        Self { forming: forming_settings(q), draining: draining(q), switching }
     }
 
     fn for_node(&self, node: &Address) -> BTreeMap<String, String> {
         let stay = (REPLICA_MIGRATION.to_owned(), "no".to_owned());
         let stays = self.draining.contains(node).then_some(stay);
-        self.forming.clone().into_iter().chain(stays).collect()
+        let switching = self.switching.get(node).cloned().unwrap_or_default();
+        self.forming.clone().into_iter().chain(stays).chain(switching).collect()
     }
 }
 
@@ -231,7 +272,9 @@ fn forming_settings(q: &Question) -> BTreeMap<String, String> {
     let mut settings = BTreeMap::new();
     if q.goal == Goal::Converge && q.terms.forming && without_data && !formed(q) {
         let timeout = q.policy.forming_node_timeout_ms.to_string();
-        settings.insert("cluster-node-timeout".to_owned(), timeout);
+        if !is_lone(q) {
+            settings.insert("cluster-node-timeout".to_owned(), timeout);
+        }
         settings.insert("repl-diskless-sync-delay".to_owned(), "0".to_owned());
     }
     settings
@@ -239,6 +282,9 @@ fn forming_settings(q: &Question) -> BTreeMap<String, String> {
 
 /// Whether nothing but taking marks away is left to do.
 pub(super) fn formed(q: &Question) -> bool {
+    if is_lone(q) {
+        return lone::formed(q);
+    }
     let done = |step: &Step| step.action().check(q.seen) == Check::Done;
     claims(q).iter().all(done) && joins(q).iter().all(done) && settles(q).iter().all(done)
 }
@@ -314,9 +360,10 @@ fn left(q: &Question, id: &ClusterNodeId, peer: &Peer) -> Option<Address> {
     if q.seen.ghosts().contains(id) {
         return marked.cloned();
     }
-    let leaver = q.terms.leavers.iter().find(|(_, l)| l.identity == *id).map(|(node, _)| node);
-    if let Some(node) = leaver {
-        return q.seen.report(node).is_none().then(|| node.clone());
+    if let Some((node, leaver)) = q.terms.leavers.iter().find(|(_, l)| l.identity == *id) {
+        // Others of its shard who are still to leave would tell of it again.
+        let last = !leavers_here(q).any(|(_, other)| other.shard == leaver.shard);
+        return (last && q.seen.report(node).is_none()).then(|| node.clone());
     }
     let members = q.want.layout.members();
     let gone = |node: &&Address| {
@@ -380,13 +427,7 @@ fn configure(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
         .seen
         .marks
         .iter()
-        .filter_map(|m| match &m.what {
-            MarkKind::Setting(s) => Some((&m.node, s.name.as_str())),
-            MarkKind::Unwritten
-            | MarkKind::Identity(_)
-            | MarkKind::Hold(_)
-            | MarkKind::OpenSlots(_) => None,
-        })
+        .filter_map(|m| Some((&m.node, m.what.setting()?.name.as_str())))
         .collect();
     let step = |node: &Address| {
         // A setting that is temporarily otherwise is given its lasting value by its mark.
@@ -414,7 +455,9 @@ fn prepare(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
     };
     let leavers = q.terms.leavers.keys().filter(|node| q.seen.report(node).is_some());
     let mut steps: Vec<Step> = members(q).into_iter().chain(leavers).filter_map(step).collect();
-    steps.extend(claims(q));
+    if !is_lone(q) {
+        steps.extend(claims(q));
+    }
     Ok(steps)
 }
 
@@ -455,10 +498,7 @@ fn join(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
 
 fn joins(q: &Question) -> Vec<Step> {
     // Those who leave still have to give their data away.
-    let here = |(node, leaver): &(&Address, &Leaver)| {
-        q.seen.view(node).is_some_and(|v| v.my_id == leaver.identity)
-    };
-    let leavers = q.terms.leavers.iter().filter(here).map(|(node, _)| node);
+    let leavers = leavers_here(q).map(|(node, _)| node);
     let known: Vec<&Address> = members(q).into_iter().chain(leavers).collect();
     let mut steps = Vec::new();
     for (i, node) in members(q).iter().enumerate() {
@@ -471,15 +511,23 @@ fn joins(q: &Question) -> Vec<Step> {
     let moves = moves(q);
     for (shard, slots) in shards(q) {
         let Some(primary) = primary(q, shard, slots) else { continue };
-        for node in shard.members.iter().filter(|m| **m != primary) {
+        // One that was cut off from an election may still serve something, and gives that first.
+        let gives = |node: &Address| moves.iter().any(|step| step.from.address == *node);
+        for node in shard.members.iter().filter(|m| **m != primary && !gives(m)) {
             let step = Replicate { node: node.clone(), primary: primary.clone() };
             let undone = step.check(q.seen) != Check::Done;
             if q.terms.forming || !undone || copying.takes(q, node, &primary) {
                 steps.push(Step::Replicate(step));
             }
-            // Nobody leaves, takes over, or gets slots, before the replicas have the data.
+            // Nobody leaves, takes over, or begins to serve, before the replicas have the data. Where
+            // slots move to one that serves, the move itself minds its replicas.
             let gets_slots = moves.iter().any(|step| step.to.address == primary);
-            if !q.terms.forming && (changes_members(q) || gets_slots) {
+            let waits = if gets_slots && serves(q, shard) {
+                changes_members_of(q, shard)
+            } else {
+                changes_members(q) || gets_slots
+            };
+            if !q.terms.forming && waits {
                 let (node, primary) = (node.clone(), primary.clone());
                 steps.push(Step::AwaitSync(AwaitSync { node, primary }));
             }
@@ -495,6 +543,11 @@ fn joins(q: &Question) -> Vec<Step> {
 /// Whether nodes come and go in a cluster that is in use.
 fn changes_members(q: &Question) -> bool {
     !q.terms.leavers.is_empty() || !q.terms.seats.is_empty()
+}
+
+fn changes_members_of(q: &Question, shard: &Shard) -> bool {
+    let leaves = q.terms.leavers.values().any(|leaver| leaver.shard == shard.id);
+    leaves || q.terms.seats.contains_key(&shard.id)
 }
 
 /// Full copies under way: a fork and a stream of all the data each. One at a time for each primary
@@ -610,10 +663,7 @@ fn relief(q: &Question, shard: &Shard, from: &Address) -> Option<Seat> {
     let (from_id, slots) = q.seen.view(from).map(|v| (v.my_id.clone(), v.my_slots()))?;
     let leaves = q.terms.leavers.get(from).is_some_and(|l| l.identity == from_id);
     let method = FailoverMethod::Graceful;
-    let drained = match &q.want.spec {
-        Spec::Cluster(spec) => &spec.overrides.drained,
-        Spec::Replication(_) | Spec::Sentinel(_) => return None,
-    };
+    let drained = q.want.spec.drained();
     let fit = leaves.then(|| best(&shard.members, drained, from, &from_id, method, q.seen).ok())?;
     // Nobody is fit yet: the first member is waited for.
     let to = fit.or_else(|| shard.members.first().cloned())?;

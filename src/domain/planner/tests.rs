@@ -1,12 +1,16 @@
 //! Properties that every plan must have, whatever the nodes.
 
 mod adopt;
+mod bounds;
 mod dissolve;
 mod drain;
 mod drift;
+mod held_up;
+mod lone;
 mod members;
 mod moves;
 mod replace;
+mod watched;
 
 use std::collections::BTreeMap;
 
@@ -73,7 +77,9 @@ fn blank(address: &Address, keys: u64) -> Report {
         persistence: Persistence::default(),
         keys,
         functions: false,
+        connected_clients: 1,
         cluster_enabled: true,
+        sentinel: None,
         cluster: Some(ClusterView {
             my_id: id.clone(),
             state_ok: false,

@@ -41,7 +41,42 @@ pub enum Verb {
     /// only if it is still this one. An address may have been given to another node since the look.
     Confirm(ClusterNodeId),
     FlushAll,
+    FlushFunctions,
     ResetHard,
+    /// Makes a node outside of clusters a replica; its name is resolved by the node.
+    ReplicaOf(Address),
+    /// Makes a replica outside of clusters a primary, with what it has.
+    ReplicaOfNone,
+    /// Has whoever writes wait for at most as long.
+    PauseWrites {
+        ms: u64,
+    },
+    Unpause,
+    /// Has a Sentinel watch a primary. The adapter resolves the host first, since Sentinels take IP
+    /// literals unless they are told otherwise.
+    Watch {
+        name: String,
+        primary: Address,
+        quorum: u16,
+    },
+    SetWatch {
+        name: String,
+        option: String,
+        value: String,
+    },
+    /// Sets what a Sentinel logs in to the nodes of a deployment with, which only the adapter knows.
+    SetWatchLogin(String),
+    Unwatch(String),
+    /// Has a Sentinel forget all that it knows of a deployment but who is its primary; it finds the
+    /// replicas and the other Sentinels again.
+    ResetWatch(String),
+    /// Has a Sentinel make a replica the primary, without asking the others.
+    FailOverWatch {
+        name: String,
+        /// Whether the old primary takes part, so that nothing is lost (Valkey 9).
+        coordinated: bool,
+    },
+    FlushSentinelConfig,
 }
 
 /// How a replica is made primary of its shard.
@@ -124,7 +159,31 @@ impl Verb {
             Self::Confirm(_) => words("CLUSTER MYID"),
             // What frees the memory must not block the node.
             Self::FlushAll => words("FLUSHALL ASYNC"),
+            Self::FlushFunctions => words("FUNCTION FLUSH ASYNC"),
+            Self::ReplicaOf(to) => words(&format!("REPLICAOF {} {}", to.host(), to.port())),
+            Self::ReplicaOfNone => words("REPLICAOF NO ONE"),
+            Self::PauseWrites { ms } => words(&format!("CLIENT PAUSE {ms} WRITE")),
+            Self::Unpause => words("CLIENT UNPAUSE"),
             Self::ResetHard => words("CLUSTER RESET HARD"),
+            Self::Watch { name, primary, quorum } => {
+                let (host, port) = (primary.host(), primary.port());
+                words(&format!("SENTINEL MONITOR {name} {host} {port} {quorum}"))
+            }
+            Self::SetWatch { name, option, value } => {
+                words(&format!("SENTINEL SET {name} {option} {value}"))
+            }
+            Self::SetWatchLogin(name) => {
+                words(&format!("SENTINEL SET {name} auth-user *** auth-pass ***"))
+            }
+            Self::Unwatch(name) => words(&format!("SENTINEL REMOVE {name}")),
+            Self::ResetWatch(name) => words(&format!("SENTINEL RESET {name}")),
+            Self::FailOverWatch { name, coordinated: false } => {
+                words(&format!("SENTINEL FAILOVER {name}"))
+            }
+            Self::FailOverWatch { name, coordinated: true } => {
+                words(&format!("SENTINEL FAILOVER {name} COORDINATED"))
+            }
+            Self::FlushSentinelConfig => words("SENTINEL FLUSHCONFIG"),
         }
     }
 
@@ -154,7 +213,19 @@ impl Verb {
             | Self::CancelSlotJobs
             | Self::Confirm(_)
             | Self::FlushAll
-            | Self::ResetHard => self.words(capabilities).join(" "),
+            | Self::FlushFunctions
+            | Self::ReplicaOf(_)
+            | Self::ReplicaOfNone
+            | Self::PauseWrites { .. }
+            | Self::Unpause
+            | Self::ResetHard
+            | Self::Watch { .. }
+            | Self::SetWatch { .. }
+            | Self::SetWatchLogin(_)
+            | Self::Unwatch(_)
+            | Self::ResetWatch(_)
+            | Self::FailOverWatch { .. }
+            | Self::FlushSentinelConfig => self.words(capabilities).join(" "),
         }
     }
 }

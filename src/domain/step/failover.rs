@@ -65,13 +65,7 @@ pub fn rest(shard: ShardId, node: &Address, report: &Report, elected: bool) -> M
 /// Until when a shard is left to rest, if it is at `now` as the node that is to act knows it.
 #[must_use]
 pub fn rests(shard: ShardId, report: &Report, seen: &Observation) -> Option<HoldMark> {
-    let holds = seen.marks.iter().filter_map(|m| match &m.what {
-        MarkKind::Hold(hold) => Some(hold),
-        MarkKind::Setting(_)
-        | MarkKind::Unwritten
-        | MarkKind::Identity(_)
-        | MarkKind::OpenSlots(_) => None,
-    });
+    let holds = seen.marks.iter().filter_map(|m| m.what.hold());
     let now = report.observed_at;
     // One that lies further ahead was written by a clock that was wrong.
     let latest = now + TimeDelta::milliseconds(REST_AT_MOST_MS);

@@ -8,16 +8,17 @@ use serde::{Deserialize, Serialize};
 
 use super::claim::no_cluster;
 use super::command::{Command, Verb};
-use super::reset::blank_out;
+use super::reset::{blank_out, emptying, unwritten};
 use super::{Action, Blocker, Check, StepKey, Wait, seen_or_wait};
 use crate::domain::hazard::{Hazard, HazardKind};
 use crate::domain::node::{Address, ClusterNodeId};
-use crate::domain::observation::{IdentityMark, Mark, MarkKind, Observation, Role};
+use crate::domain::observation::{IdentityMark, Mark, MarkKind, Observation, Report, Role};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leave {
     pub node: Address,
-    /// The identity to be rid of; a node that has another one has left.
+    /// The identity to be rid of; a cluster node that has another one has left. Outside of clusters it
+    /// has when it is blank.
     pub identity: ClusterNodeId,
     /// The shard, by position, that is left without any replica.
     pub bares: Option<u16>,
@@ -29,7 +30,7 @@ impl Action for Leave {
     }
 
     fn title(&self) -> String {
-        format!("Take {} out of the cluster", self.node)
+        format!("Take {} out of the topology", self.node)
     }
 
     fn nodes(&self) -> Vec<Address> {
@@ -55,22 +56,19 @@ impl Action for Leave {
             Err(wait) => return wait,
             Ok(report) => report,
         };
-        let Some(view) = &report.cluster else { return Check::Blocked(no_cluster(&self.node)) };
+        let Some(view) = &report.cluster else {
+            return match report.cluster_enabled {
+                true => Check::Blocked(no_cluster(&self.node)),
+                false => self.leaves_alone(report, seen),
+            };
+        };
         if view.my_id != self.identity {
             Check::Done
         } else if report.role == Role::Primary && !view.my_slots().is_empty() {
             let why = format!("{} still serves slots", self.node);
             Check::Waiting(Wait::for_gossip(&self.node, why))
         } else if report.role == Role::Primary && report.keys > 0 {
-            Check::Blocked(Blocker {
-                code: "node_has_keys",
-                node: Some(self.node.clone()),
-                why: format!(
-                    "{} serves no slots, but holds {} keys that nobody else may have",
-                    self.node, report.keys
-                ),
-                recovery: "Look at what it holds. Where the keys are not needed, empty the node (FLUSHALL); then retry the plan.",
-            })
+            Check::Blocked(has_keys(&self.node, report.keys))
         } else {
             Check::Ready
         }
@@ -82,14 +80,45 @@ impl Action for Leave {
         blank_out(&self.node, world);
     }
 
-    fn commands(&self, _seen: &Observation) -> Vec<Command> {
+    fn commands(&self, seen: &Observation) -> Vec<Command> {
+        if let Some(report) = seen.report(&self.node).filter(|r| !r.cluster_enabled) {
+            let replica = report.role == Role::Replica;
+            return emptying(&self.node, &report.identity(), replica, report.functions);
+        }
         let confirm = Command::new(&self.node, Verb::Confirm(self.identity.clone()));
         vec![confirm, Command::new(&self.node, Verb::ResetHard)]
     }
 
     fn marks(&self, seen: &Observation) -> Vec<Mark> {
+        let alone = seen.report(&self.node).is_some_and(|r| !r.cluster_enabled);
+        let unwritten = if alone { unwritten(&self.node, seen) } else { vec![] };
         let what = MarkKind::Identity(IdentityMark { id: self.identity.clone() });
         let mark = Mark { node: self.node.clone(), what };
-        if seen.marks.contains(&mark) { vec![] } else { vec![mark] }
+        let mark = (!seen.marks.contains(&mark)).then_some(mark);
+        unwritten.into_iter().chain(mark).collect()
+    }
+}
+
+impl Leave {
+    /// Outside of clusters a node that is on its way out may be a primary with its copy of the data
+    /// for a moment; the mark tells.
+    fn leaves_alone(&self, report: &Report, seen: &Observation) -> Check {
+        let begun = || seen.marks_on(&self.node).any(|m| m.what.identity() == Some(&self.identity));
+        if report.is_blank() {
+            Check::Done
+        } else if report.role == Role::Primary && report.keys > 0 && !begun() {
+            Check::Blocked(has_keys(&self.node, report.keys))
+        } else {
+            Check::Ready
+        }
+    }
+}
+
+fn has_keys(node: &Address, keys: u64) -> Blocker {
+    Blocker {
+        code: "node_has_keys",
+        node: Some(node.clone()),
+        why: format!("{node} serves nobody, but holds {keys} keys that nobody else may have"),
+        recovery: "Look at what it holds. Where the keys are not needed, empty the node (FLUSHALL); then retry the plan.",
     }
 }

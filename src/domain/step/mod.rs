@@ -5,26 +5,39 @@
 //! carry it out as it is.
 
 pub mod agree;
+pub mod await_choice;
+pub mod await_watch;
 pub mod bump;
 pub mod cancel;
 pub mod claim;
 pub mod command;
 pub mod configure;
 pub mod failover;
+pub mod follow;
 pub mod forget;
+pub mod forget_ghosts;
+pub mod handover;
+pub mod hold;
 pub mod leave;
+pub mod let_go;
 pub mod meet;
+pub mod pressure;
+pub mod release;
 pub mod replicate;
 pub mod reset;
 pub mod restore;
 pub mod rewrite;
 pub mod slots;
+pub mod switch_over;
 pub mod sync;
 pub mod temporary;
+pub mod unwatch;
+pub mod watch;
 
 use serde::{Deserialize, Serialize};
 
 use self::command::{Command, ShownCommand};
+use super::event::NewEvent;
 use super::hazard::Hazard;
 use super::node::{Address, Capabilities, Flavor, Version};
 use super::observation::{Mark, Observation, Report, Sighting};
@@ -54,6 +67,17 @@ pub enum Step {
     Leave(leave::Leave),
     MoveSlots(slots::MoveSlots),
     CancelSlotJobs(cancel::CancelSlotJobs),
+    Follow(follow::Follow),
+    HandOver(handover::HandOver),
+    HoldWrites(hold::HoldWrites),
+    ReleaseWrites(release::ReleaseWrites),
+    Watch(watch::Watch),
+    AwaitWatch(await_watch::AwaitWatch),
+    Unwatch(unwatch::Unwatch),
+    ForgetGhosts(forget_ghosts::ForgetGhosts),
+    AwaitChoice(await_choice::AwaitChoice),
+    LetGo(let_go::LetGo),
+    SwitchOver(switch_over::SwitchOver),
 }
 
 /// Where a step stands, judged from what was seen alone.
@@ -114,6 +138,11 @@ pub trait Action {
         commands.iter().map(|c| c.shown(capabilities(&c.node, seen))).collect()
     }
 
+    /// What the journal is told when it is begun first.
+    fn tells(&self, _seen: &Observation) -> Vec<NewEvent> {
+        Vec::new()
+    }
+
     /// What it leaves on nodes; to be committed before the first command.
     fn marks(&self, _seen: &Observation) -> Vec<Mark> {
         Vec::new()
@@ -145,6 +174,17 @@ impl Step {
             Self::Leave(s) => s,
             Self::MoveSlots(s) => s,
             Self::CancelSlotJobs(s) => s,
+            Self::Follow(s) => s,
+            Self::HandOver(s) => s,
+            Self::HoldWrites(s) => s,
+            Self::ReleaseWrites(s) => s,
+            Self::Watch(s) => s,
+            Self::AwaitWatch(s) => s,
+            Self::Unwatch(s) => s,
+            Self::ForgetGhosts(s) => s,
+            Self::AwaitChoice(s) => s,
+            Self::LetGo(s) => s,
+            Self::SwitchOver(s) => s,
         }
     }
 
@@ -167,6 +207,17 @@ impl Step {
             | Self::BumpEpoch(_)
             | Self::FailOver(_)
             | Self::CancelSlotJobs(_)
+            | Self::Follow(_)
+            | Self::HandOver(_)
+            | Self::HoldWrites(_)
+            | Self::ReleaseWrites(_)
+            | Self::Watch(_)
+            | Self::AwaitWatch(_)
+            | Self::Unwatch(_)
+            | Self::ForgetGhosts(_)
+            | Self::AwaitChoice(_)
+            | Self::LetGo(_)
+            | Self::SwitchOver(_)
             | Self::Leave(_) => None,
         }
     }
@@ -190,6 +241,17 @@ impl Step {
             | Self::BumpEpoch(_)
             | Self::FailOver(_)
             | Self::CancelSlotJobs(_)
+            | Self::Follow(_)
+            | Self::HandOver(_)
+            | Self::HoldWrites(_)
+            | Self::ReleaseWrites(_)
+            | Self::Watch(_)
+            | Self::AwaitWatch(_)
+            | Self::Unwatch(_)
+            | Self::ForgetGhosts(_)
+            | Self::AwaitChoice(_)
+            | Self::LetGo(_)
+            | Self::SwitchOver(_)
             | Self::Leave(_) => None,
         }
     }
@@ -214,6 +276,17 @@ impl Step {
             Self::Leave(_) => "leave",
             Self::MoveSlots(_) => "move_slots",
             Self::CancelSlotJobs(_) => "cancel_slot_jobs",
+            Self::Follow(_) => "follow",
+            Self::HandOver(_) => "hand_over",
+            Self::HoldWrites(_) => "hold_writes",
+            Self::ReleaseWrites(_) => "release_writes",
+            Self::Watch(_) => "watch",
+            Self::AwaitWatch(_) => "await_watch",
+            Self::Unwatch(_) => "unwatch",
+            Self::ForgetGhosts(_) => "forget_ghosts",
+            Self::AwaitChoice(_) => "await_choice",
+            Self::LetGo(_) => "let_go",
+            Self::SwitchOver(_) => "switch_over",
         }
     }
 }

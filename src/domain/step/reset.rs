@@ -26,6 +26,29 @@ pub fn hazard_id(node: &Address) -> String {
     format!("flush:{node}")
 }
 
+/// What empties a node outside of clusters. Its copy of the data must not be writable for longer than
+/// it takes to run the next command, so that all goes out at once.
+pub(super) fn emptying(
+    node: &Address,
+    identity: &ClusterNodeId,
+    detach: bool,
+    functions: bool,
+) -> Vec<Command> {
+    let confirm = Some(Verb::Confirm(identity.clone()));
+    let verbs = confirm
+        .into_iter()
+        .chain(detach.then_some(Verb::ReplicaOfNone))
+        .chain([Verb::FlushAll])
+        .chain(functions.then_some(Verb::FlushFunctions));
+    verbs.map(|verb| Command::new(node, verb)).collect()
+}
+
+/// The mark that a node's config file is behind, unless it is there.
+pub(super) fn unwritten(node: &Address, seen: &Observation) -> Vec<Mark> {
+    let mark = Mark { node: node.clone(), what: MarkKind::Unwritten };
+    if seen.marks.contains(&mark) { vec![] } else { vec![mark] }
+}
+
 /// What a node shows after `CLUSTER RESET HARD`.
 pub(super) fn blank_out(node: &Address, world: &mut Observation) {
     let Some(Sighting::Seen(report)) = world.nodes.get_mut(node) else { return };
@@ -33,6 +56,16 @@ pub(super) fn blank_out(node: &Address, world: &mut Observation) {
     report.functions = false;
     report.role = Role::Primary;
     report.replication.primary = None;
+    report.replication.replicas.clear();
+    if !report.cluster_enabled {
+        report.replication.link_up = false;
+        for sighting in world.nodes.values_mut() {
+            if let Sighting::Seen(other) = sighting {
+                other.replication.replicas.retain(|attached| attached.address != *node);
+            }
+        }
+        return;
+    }
     let id = ClusterNodeId(format!("(new id of {})", node));
     let me = Peer {
         address: Some(node.clone()),
@@ -64,7 +97,8 @@ impl Action for ResetNode {
     }
 
     fn title(&self) -> String {
-        format!("Empty {} and reset its cluster identity", self.node)
+        let and = if self.term.is_lone() { "" } else { " and reset its cluster identity" };
+        format!("Empty {}{and}", self.node)
     }
 
     fn nodes(&self) -> Vec<Address> {
@@ -80,8 +114,9 @@ impl Action for ResetNode {
             );
             vec![hazard(hazard_id(&self.node), HazardKind::DataLoss, why)]
         } else if self.term.serves {
+            let what = if self.term.is_lone() { "clients" } else { "slots" };
             let why =
-                format!("nobody serves the slots of {} any more; it holds no keys", self.node);
+                format!("nobody serves the {what} of {} any more; it holds no keys", self.node);
             vec![hazard(format!("outage:{}", self.node), HazardKind::Outage, why)]
         } else {
             vec![]
@@ -93,9 +128,9 @@ impl Action for ResetNode {
             Err(wait) => wait,
             Ok(r) => match &r.cluster {
                 Some(view) if view.my_id != self.term.identity => Check::Done,
-                None => Check::Done,
+                None if r.is_blank() => Check::Done,
                 // Consent was given for that process and those keys, not for what came since.
-                Some(_)
+                Some(_) | None
                     if r.run_id != self.term.run_id
                         || r.keys > self.term.keys
                         || (r.functions && !self.term.functions && self.term.keys == 0) =>
@@ -110,7 +145,7 @@ impl Action for ResetNode {
                         recovery: "See that nobody writes to the node any more, and look at what it holds now. Then ask for the same again with fresh consent: dissolve once more, or delete the topology and create it anew.",
                     })
                 }
-                Some(_) => Check::Ready,
+                Some(_) | None => Check::Ready,
             },
         }
     }
@@ -125,6 +160,10 @@ impl Action for ResetNode {
     /// emptied, and is by the reset.
     fn commands(&self, seen: &Observation) -> Vec<Command> {
         let primary = seen.report(&self.node).is_some_and(|r| r.role == Role::Primary);
+        if self.term.is_lone() {
+            let functions = seen.report(&self.node).is_some_and(|r| r.functions);
+            return emptying(&self.node, &self.term.identity, !primary, functions);
+        }
         let flush = primary.then(|| Command::new(&self.node, Verb::FlushAll));
         let confirm = Command::new(&self.node, Verb::Confirm(self.term.identity.clone()));
         let reset = Command::new(&self.node, Verb::ResetHard);
@@ -132,6 +171,9 @@ impl Action for ResetNode {
     }
 
     fn marks(&self, seen: &Observation) -> Vec<Mark> {
+        if self.term.is_lone() {
+            return unwritten(&self.node, seen);
+        }
         let what = MarkKind::Identity(IdentityMark { id: self.term.identity.clone() });
         let mark = Mark { node: self.node.clone(), what };
         if seen.marks.contains(&mark) { vec![] } else { vec![mark] }

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::command::{Command, ShownCommand};
+use super::pressure::pressure;
 use super::{Action, Check, StepKey, Wait, seen_or_wait};
 use crate::domain::hazard::{Hazard, HazardKind};
 use crate::domain::moving::BigKey;
@@ -53,16 +54,19 @@ impl MoveSlots {
     #[must_use]
     pub fn left(&self, seen: &Observation) -> SlotSet {
         let (from, to) = (self.view_of(&self.from, seen), self.view_of(&self.to, seen));
-        let open = |view: &ClusterView| {
-            let ours = view.open.iter().map(|o| o.slot).filter(|slot| self.slots.contains(*slot));
-            ours.collect::<SlotSet>()
-        };
         let held = from.map(|v| v.my_slots().intersection(&self.slots)).unwrap_or_default();
-        let open = from.into_iter().chain(to).map(open).fold(held, |all, s| all.union(&s));
+        let left = held.union(&self.open(seen));
         match to {
-            Some(view) => open.union(&self.slots.difference(&view.my_slots())),
+            Some(view) => left.union(&self.slots.difference(&view.my_slots())),
             None => self.slots.clone(),
         }
+    }
+
+    /// Those of its slots that either end shows as half-way.
+    fn open(&self, seen: &Observation) -> SlotSet {
+        let views = [&self.from, &self.to].into_iter().filter_map(|end| self.view_of(end, seen));
+        let open = views.flat_map(|view| &view.open).map(|open| open.slot);
+        open.filter(|slot| self.slots.contains(*slot)).collect()
     }
 
     fn view_of<'a>(&self, end: &End, seen: &'a Observation) -> Option<&'a ClusterView> {
@@ -127,6 +131,18 @@ impl Action for MoveSlots {
                 return Check::Waiting(Wait::for_gossip(&one.address, why));
             }
         }
+        // Where a slot has no owner it is the target that has not heard of a failover, and is told.
+        for end in [&self.from, &self.to] {
+            let owned = |v: &ClusterView| {
+                v.peers.values().fold(SlotSet::empty(), |all, p| all.union(&p.slots))
+            };
+            let down = |v: &ClusterView| !v.state_ok && owned(v) == SlotSet::all();
+            if self.view_of(end, seen).is_some_and(down) {
+                let why =
+                    format!("the cluster is down as {} sees it: keys are refused", end.address);
+                return Check::Waiting(Wait::for_gossip(&end.address, why));
+            }
+        }
         // The epoch by which others will believe the target is one above all that it knows: one that
         // has just joined would get one that is too small, lose the slots again and drop their keys.
         let epochs = |v: &ClusterView| {
@@ -137,7 +153,9 @@ impl Action for MoveSlots {
             let why = format!("{} does not know the cluster's epoch yet", self.to.address);
             return Check::Waiting(Wait::for_gossip(&self.to.address, why));
         }
-        Check::Ready
+        // What is half-way is better brought to its end, however its target does.
+        let fresh = !self.left(seen).difference(&self.open(seen)).is_empty();
+        pressure(&self.to, seen).filter(|_| fresh).map_or(Check::Ready, Check::Waiting)
     }
 
     fn effect(&self, world: &mut Observation) {
@@ -212,17 +230,9 @@ impl Action for MoveSlots {
     fn marks(&self, seen: &Observation) -> Vec<Mark> {
         let slots = self.left(seen);
         let covered = |node: &Address| {
-            let sets = seen.marks_on(node).filter_map(|m| match &m.what {
-                MarkKind::OpenSlots(o) if (&o.from, &o.to) == (&self.from.id, &self.to.id) => {
-                    Some(&o.slots)
-                }
-                MarkKind::OpenSlots(_)
-                | MarkKind::Setting(_)
-                | MarkKind::Unwritten
-                | MarkKind::Identity(_)
-                | MarkKind::Hold(_) => None,
-            });
-            sets.fold(SlotSet::empty(), |all, s| all.union(s))
+            let open = seen.marks_on(node).filter_map(|m| m.what.open_slots());
+            let same = open.filter(|o| (&o.from, &o.to) == (&self.from.id, &self.to.id));
+            same.fold(SlotSet::empty(), |all, o| all.union(&o.slots))
         };
         let mark = |end: &End| Mark {
             node: end.address.clone(),

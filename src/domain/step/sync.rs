@@ -2,13 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::claim::no_cluster;
 use super::command::Command;
 use super::failover::LAG_AT_MOST;
 use super::{Action, Check, StepKey, Wait, seen_or_wait};
 use crate::domain::node::Address;
 use crate::domain::observation::{Observation, Sighting};
 use crate::domain::plan::WaitingFor;
+use crate::domain::view::follows;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AwaitSync {
@@ -38,15 +38,12 @@ impl Action for AwaitSync {
             Err(wait) => return wait,
             Ok(primary) => primary,
         };
-        let (Some(view), Some(theirs)) = (&report.cluster, &primary.cluster) else {
-            return Check::Blocked(no_cluster(&self.node));
-        };
         let lag = primary.replication.offset.saturating_sub(report.replication.offset);
         let wait = |reason, why| {
             let nodes = vec![self.node.clone()];
             Check::Waiting(Wait { reason, nodes, why, done: 0, total: 1 })
         };
-        if view.me().and_then(|me| me.primary.as_ref()) != Some(&theirs.my_id) {
+        if !follows(report, Some(&self.primary), seen) {
             let why = format!("{} does not follow {} yet", self.node, self.primary);
             wait(WaitingFor::Convergence, why)
         } else if report.replication.sync_in_progress {

@@ -1,6 +1,6 @@
 //! A cluster that runs becomes a topology. Everything here looks, and nothing is sent to nodes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{AdoptRequest, DeskError};
 use crate::clock;
@@ -26,7 +26,7 @@ impl Engine {
         actor: &str,
     ) -> Result<Vec<Warning>, DeskError> {
         self.refuse_name(&request.name).await?;
-        let logins = self.logins(&request.credentials).await.map_err(at_credentials)?;
+        let logins = self.named_logins(&request.credentials).await.map_err(at_credentials)?;
         let seen = self.look_around(&request.seeds, &logins).await?;
         let id = TopologyId(clock::new_id());
         let adoption = adopt::adopt(
@@ -80,6 +80,19 @@ impl Engine {
                 return Ok(seen);
             }
             seen.nodes.extend(self.look_at(&next, logins).await.nodes);
+            // A Sentinel has another login, or none: who refuses that of data nodes may be one.
+            let refuses = |a: &&Address| match seen.sighting(a) {
+                Sighting::Silent(s) => s.code.chars().all(|c| c.is_ascii_uppercase()),
+                Sighting::Seen(_) | Sighting::Unknown => false,
+            };
+            let refuse: BTreeSet<Address> = next.iter().filter(refuses).cloned().collect();
+            let logins = logins.clone().with_sentinels(&refuse);
+            let again = self.look_at(&refuse, &logins).await.nodes;
+            let is_sentinel = |s: &Sighting| match s {
+                Sighting::Seen(report) => report.sentinel.is_some(),
+                Sighting::Silent(_) | Sighting::Unknown => false,
+            };
+            seen.nodes.extend(again.into_iter().filter(|(_, s)| is_sentinel(s)));
         }
     }
 
@@ -114,7 +127,7 @@ fn at_credentials(error: LoginError) -> DeskError {
 
 /// What was seen of the nodes by the addresses that they have in the spec.
 fn of_topology(wanted: &Topology, seen: &Observation) -> Observation {
-    let nodes = wanted.spec.nodes().iter().map(|n| &n.address);
+    let nodes = wanted.spec.nodes().iter().chain(wanted.spec.sentinels()).map(|n| &n.address);
     let nodes = nodes.map(|a| (a.clone(), seen.sighting(a).clone())).collect();
     Observation { nodes, marks: vec![] }
 }

@@ -9,6 +9,7 @@ use crate::domain::intent::{CreateIntent, Intent, create};
 use crate::domain::node::Address;
 use crate::domain::plan::Plan;
 use crate::domain::refusal::{FieldError, Refusal};
+use crate::domain::spec::Mode;
 use crate::domain::topology::Topology;
 use crate::engine::Engine;
 use crate::store::StoreError;
@@ -49,13 +50,15 @@ impl Engine {
             return Err(Refusal::Invalid(wrong).into());
         }
         self.refuse_name(&request.name).await?;
-        let logins = self.logins(request.spec.credentials()).await?;
+        let logins = self.logins(&request.spec).await?;
         let nodes = request.spec.nodes().iter().enumerate();
         let fields: Vec<_> =
             nodes.map(|(i, n)| (n.address.clone(), format!("/spec/nodes/{i}/address"))).collect();
         self.refuse_taken(&fields, None).await?;
         let mut seen = self.look(&request.spec, &BTreeSet::new(), &logins, None).await;
-        self.knock_at_buses(&mut seen).await;
+        if request.spec.mode() == Mode::Cluster {
+            self.knock_at_buses(&mut seen).await;
+        }
         let id = TopologyId(clock::new_id());
         let amendment = create::amend(id, &request.spec, request.reset_nodes, &seen)?;
         let wanted = Topology {

@@ -47,6 +47,8 @@ pub struct PlanOptions {
     pub expect_fingerprint: Option<String>,
     /// Whether it takes the place of the active plan, which ends at its next safe point.
     pub supersede: bool,
+    /// Whether slots that are to move are looked into at length: a preview has time for that.
+    pub thorough: bool,
     pub reason: Option<String>,
 }
 

@@ -13,7 +13,7 @@ impl Engine {
     /// same: it may be started later, and its health says how it is.
     pub async fn register_node(&self, node: &NewNode, actor: &str) -> Result<Node, DeskError> {
         let admin = self.login("credential", node.credential.as_deref()).await?;
-        let logins = Logins { admin, replication: None };
+        let logins = Logins { admin, ..Logins::default() };
         let target = target(&node.address, &logins);
         let (health, sighting) = match self.fleet.look(&target, &Ask::default()).await {
             Ok(report) => (Health::Up, Sighting::Seen(Box::new(report))),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::submit::newcomers;
+use super::submit::{Newcomers, newcomers};
 use super::{DeskError, Draft, PlanOptions, new_plan, refuse_active};
 use crate::clock;
 use crate::domain::event::EventType;
@@ -191,7 +191,8 @@ impl Engine {
         if over || idle || !is_at(&stored, &old, old.to_version) {
             return Err(gone_on().into());
         }
-        let others = old.terms.others().cloned().collect();
+        let all = old.terms.others().cloned().collect();
+        let others = Newcomers { all, sentinels: old.terms.unwatch.clone() };
         let seen = self.survey(&stored.wanted, &stored.wanted.spec, None, others).await?;
         let amendment = Amendment {
             spec: None,
@@ -206,6 +207,7 @@ impl Engine {
             accept: accept.clone(),
             expect_fingerprint: None,
             supersede: false,
+            thorough: false,
             reason: old.reason.clone(),
         };
         let preview = self

@@ -5,13 +5,14 @@
 
 use std::collections::BTreeSet;
 
+use super::survey::AT_LENGTH;
 use super::{DeskError, Draft, PlanOptions, Preview, new_plan, refuse_unless_agreed};
 use crate::clock;
 use crate::domain::hazard::Accepted;
 use crate::domain::id::PlanId;
 use crate::domain::intent::{
     Intent, accept_drift, add_shard, dissolve, drain, failover, members, rebalance, remove_shard,
-    repair, replace, reshard, revert,
+    repair, replace, reshard, revert, sentinels,
 };
 use crate::domain::moving::survey::Figures;
 use crate::domain::node::Address;
@@ -20,7 +21,7 @@ use crate::domain::plan::{Displacement, Displaces, Plan, PlanState};
 use crate::domain::planner::{self, Moving, ResetTerm, Terms};
 use crate::domain::refusal::{FieldError, Refusal};
 use crate::domain::settled::{self, Offer, Standing};
-use crate::domain::spec::Spec;
+use crate::domain::spec::{Mode, Spec};
 use crate::domain::step::reset::hazard_id;
 use crate::domain::topology::{Layout, Topology};
 use crate::domain::view;
@@ -50,7 +51,8 @@ impl Engine {
         options: &PlanOptions,
     ) -> Result<Preview, DeskError> {
         let stored = self.store.topology(name).await?;
-        Ok(self.draft_plan(&stored, intent, options).await?.preview)
+        let thorough = PlanOptions { thorough: true, ..options.clone() };
+        Ok(self.draft_plan(&stored, intent, &thorough).await?.preview)
     }
 
     /// Stores a plan for an intent on a topology that exists.
@@ -150,9 +152,9 @@ impl Engine {
         let now = &stored.wanted;
         let figures = match intent.weighs(now) {
             Some((slots, depth)) => {
-                let logins = self.logins(now.spec.credentials()).await?;
+                let logins = self.logins(&now.spec).await?;
                 let latency = Moving::default().max_latency_ms;
-                self.figures(&slots, depth, latency, &logins, seen).await
+                self.figures(&slots, depth, latency, &logins, seen, AT_LENGTH).await
             }
             None => Figures::default(),
         };
@@ -172,6 +174,8 @@ impl Engine {
             Intent::Rebalance(intent) => rebalance::amend(intent, now, &figures, seen)?,
             Intent::AddShard(intent) => add_shard::amend(intent, now, seen)?,
             Intent::RemoveShard(intent) => remove_shard::amend(intent, now, &figures, seen)?,
+            Intent::AddSentinel(intent) => sentinels::add(intent, now, seen)?,
+            Intent::RemoveSentinel(intent) => sentinels::remove(intent, now, seen)?,
             Intent::Create(_) => return Err(not_here().into()),
         };
         let spec = amendment.spec.clone().unwrap_or_else(|| now.spec.clone());
@@ -210,6 +214,7 @@ impl Engine {
             accept: plan.accepted.ids.clone(),
             expect_fingerprint: None,
             supersede: false,
+            thorough: false,
             reason: plan.reason.clone(),
         };
         let silent = seen.nodes.keys().any(|node| seen.report(node).is_none());
@@ -255,15 +260,17 @@ impl Engine {
         now: &Topology,
         by: &Spec,
         other: Option<&Topology>,
-        newcomers: BTreeSet<Address>,
+        newcomers: Newcomers,
     ) -> Result<Observation, DeskError> {
-        let logins = self.logins(by.credentials()).await?;
+        let versions = || other.into_iter().chain([now]).map(|t| &t.spec);
+        let sentinels = || versions().flat_map(Spec::sentinels).map(|n| &n.address);
+        let logins = self.logins(by).await?;
+        let logins = logins.with_sentinels(sentinels().chain(&newcomers.sentinels));
         let marks = self.store.marks(now.id).await?;
-        let before = other.into_iter().chain([now]).flat_map(|t| t.spec.nodes());
-        let before = before.map(|n| n.address.clone());
+        let before = versions().flat_map(Spec::nodes).map(|n| &n.address).chain(sentinels());
         let marked = marks.iter().map(|m| m.node.clone());
-        let knock = !newcomers.is_empty();
-        let also = newcomers.into_iter().chain(before).chain(marked).collect();
+        let knock = !newcomers.all.is_empty() && now.spec.mode() == Mode::Cluster;
+        let also = newcomers.all.into_iter().chain(before.cloned()).chain(marked).collect();
         let mut seen = self.look(by, &also, &logins, None).await;
         if knock {
             self.knock_at_buses(&mut seen).await;
@@ -299,6 +306,8 @@ impl Engine {
             | Intent::Reshard(_)
             | Intent::Rebalance(_)
             | Intent::AddShard(_)
+            | Intent::AddSentinel(_)
+            | Intent::RemoveSentinel(_)
             | Intent::RemoveShard(_) => {}
         }
         let apart = intent.apart(now, seen);
@@ -370,6 +379,8 @@ fn refuse_kind(stored: &StoredTopology, intent: &Intent) -> Result<(), Refusal> 
         | Intent::Reshard(_)
         | Intent::Rebalance(_)
         | Intent::AddShard(_)
+        | Intent::AddSentinel(_)
+        | Intent::RemoveSentinel(_)
         | Intent::RemoveShard(_) => false,
     };
     let name = &stored.wanted.name;
@@ -383,8 +394,16 @@ fn refuse_kind(stored: &StoredTopology, intent: &Intent) -> Result<(), Refusal> 
     Err(Refusal::unsettled(vec![FieldError::new("/intent/kind", why)]))
 }
 
-pub(super) fn newcomers(intent: &Intent, now: &Topology) -> BTreeSet<Address> {
-    intent.newcomers(now).into_keys().collect()
+/// The nodes that an intent brings in.
+#[derive(Debug, Default)]
+pub(super) struct Newcomers {
+    pub all: BTreeSet<Address>,
+    pub sentinels: BTreeSet<Address>,
+}
+
+pub(super) fn newcomers(intent: &Intent, now: &Topology) -> Newcomers {
+    let all = intent.newcomers(now).into_keys().collect();
+    Newcomers { all, sentinels: intent.new_sentinels() }
 }
 
 fn not_here() -> Refusal {

@@ -21,8 +21,10 @@ use crate::engine::Engine;
 use crate::engine::look::{Logins, target};
 use crate::fleet::{Talk, Target};
 
-/// How long one node is asked about its keys. All are asked side by side.
-const WITHIN: Duration = Duration::from_secs(2);
+/// How long one node is asked about its keys; all are asked side by side. Who asks for a plan wants it to
+/// begin; a key that is found to be big later waits for consent then.
+pub(super) const AT_LENGTH: Duration = Duration::from_secs(2);
+const BRIEFLY: Duration = Duration::from_millis(150);
 /// How long one batch of answers may take.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 
@@ -46,9 +48,10 @@ impl Engine {
             return Ok(first);
         }
         let slots = moves.iter().fold(SlotSet::empty(), |all, step| all.union(&step.slots));
-        let logins = self.logins(wanted.spec.credentials()).await?;
+        let logins = self.logins(&wanted.spec).await?;
         let latency = amendment.terms.moving.max_latency_ms;
-        let figures = self.figures(&slots, Depth::Sizes, latency, &logins, seen).await;
+        let within = if options.thorough { AT_LENGTH } else { BRIEFLY };
+        let figures = self.figures(&slots, Depth::Sizes, latency, &logins, seen, within).await;
         // Slots that are half-way have to be closed, whatever room there is.
         let overfull = if intent.is_emergency() { vec![] } else { figures.overfull(&moves, seen) };
         if !overfull.is_empty() {
@@ -69,6 +72,7 @@ impl Engine {
         max_latency_ms: u64,
         logins: &Logins,
         seen: &Observation,
+        within: Duration,
     ) -> Figures {
         let ask = |node: &Address| {
             let view = seen.view(node)?;
@@ -76,7 +80,7 @@ impl Engine {
             let own = view.my_slots().intersection(slots);
             let (target, identity) = (target(node, logins), view.my_id.clone());
             let survey = Survey::new(&own, depth, max_latency_ms);
-            (primary && !own.is_empty()).then(|| self.ask_all(target, identity, survey))
+            (primary && !own.is_empty()).then(|| self.ask_all(target, identity, survey, within))
         };
         let asked = join_all(seen.nodes.keys().filter_map(ask)).await;
         asked.into_iter().fold(Figures::default(), Figures::and)
@@ -87,8 +91,9 @@ impl Engine {
         target: Target,
         identity: ClusterNodeId,
         mut survey: Survey,
+        within: Duration,
     ) -> Figures {
-        let until = Instant::now() + WITHIN;
+        let until = Instant::now() + within;
         let talk = Talk {
             target: &target,
             lane: Lane::Control,
@@ -110,6 +115,8 @@ impl Engine {
                 return Figures { failures, ..survey.figures() };
             }
         }
-        survey.figures()
+        let figures = survey.figures();
+        self.surveyed.keep(identity, figures.small.clone());
+        figures
     }
 }

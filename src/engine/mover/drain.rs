@@ -1,13 +1,17 @@
 //! The keys of open slots: batch by batch, until the source lists none.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::PoisonError;
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Chunk, Item, LISTED, Listed, Moved, Mover, PATIENCE, Queues, Stall};
-use crate::domain::fault::{Fault, UNREACHABLE};
+use futures::StreamExt;
+use futures::stream::FuturesOrdered;
+
+use super::{Chunk, Item, Job, LISTED, Listed, Moved, Mover, PATIENCE, Queues, Stall};
+use crate::domain::fault::{Fault, TARGET_FULL, UNREACHABLE};
 use crate::domain::moving::BigKey;
+use crate::domain::moving::pace::Pace;
 use crate::domain::moving::talk::{Answer, Key, Lane, Saying, SlotState};
 use crate::domain::step::slots::MIGRATE_WITHIN_MS;
 
@@ -24,38 +28,85 @@ struct Batch {
     big: Option<BigKey>,
 }
 
-impl Mover<'_> {
+/// A batch that is with the source.
+struct Sent {
+    sizes: Vec<(u16, u64)>,
+    big: Option<BigKey>,
+    /// Slots of which nothing was queued beside it: the source lists them again behind it.
+    emptied: Vec<u16>,
+    began: Instant,
+    answers: Result<Vec<Answer>, Fault>,
+}
+
+impl<'a> Mover<'a> {
     /// Moves the keys of open slots; gives the slots that have none any more. A key that nobody accepted
     /// keeps its slot open.
+    ///
+    /// Two batches are under way at a time, so that the source need not wait for the next one; each is
+    /// half as large for it. A big key goes alone.
     pub(super) async fn drain(&self, chunk: Chunk, moved: &mut Moved) -> Result<Vec<u16>, Fault> {
         let Chunk { mut slots, mut queues, .. } = chunk;
         let mut failures = 0;
+        let mut failed = None;
         let mut free = Instant::now();
-        while let Some(batch) = self.next_batch(&mut queues, moved) {
-            if !self.reins.lasts(batch.within()) {
-                break;
+        let mut lanes = [Lane::Bulk, Lane::Ahead].into_iter().cycle();
+        let mut under_way = FuturesOrdered::new();
+        let mut next = None;
+        loop {
+            while failed.is_none() && under_way.len() < 2 {
+                next = next.or_else(|| self.next_batch(&mut queues, moved));
+                let lasts = |batch: &mut Batch| self.reins.lasts(batch.within());
+                let alone = |batch: &Batch| batch.big.is_some() && !under_way.is_empty();
+                if next.as_ref().is_some_and(alone) {
+                    break;
+                }
+                let Some(batch) = next.take_if(lasts) else { break };
+                let is_big = batch.big.is_some();
+                let lane = lanes.next().unwrap_or(Lane::Bulk);
+                under_way.push_back(self.send(lane, batch, &queues));
+                if is_big {
+                    break;
+                }
             }
-            let listed = match self.hand_over(batch, &queues, free.elapsed(), moved).await? {
-                Ok(listed) => listed,
+            let Some(sent) = under_way.next().await else {
+                match failed.take() {
+                    // Nobody knows which keys went over.
+                    Some(_) => {
+                        next = None;
+                        let all: Vec<u16> = queues.keys().copied().collect();
+                        let listed = self.list(&all).await?;
+                        self.queue(listed, &mut queues).await?;
+                        continue;
+                    }
+                    None => break,
+                }
+            };
+            let (idle, served) =
+                (sent.began.saturating_duration_since(free), free.max(sent.began).elapsed());
+            free = Instant::now();
+            match self.settle(sent, served, moved)? {
+                Ok(listed) => self.queue(listed, &mut queues).await?,
                 Err(fault) => {
                     failures += 1;
                     if failures >= FAILURES {
                         return Err(fault);
                     }
-                    // Nobody knows which keys went over.
-                    self.list(&queues.keys().copied().collect::<Vec<_>>()).await?
+                    failed = Some(fault);
                 }
-            };
-            free = Instant::now();
-            self.queue(listed, &mut HashMap::new(), &mut queues).await?;
+            }
+            let rest = self.pace().rest(served, idle);
+            if !rest.is_zero() {
+                tokio::time::sleep(rest).await;
+            }
         }
         slots.retain(|slot| !queues.contains_key(slot));
         Ok(slots)
     }
 
     /// The target takes these slots, and the source gives them: from now on no new key comes into them
-    /// there. What it lists then; a list from before would not show what was written until then.
-    pub(super) async fn hand_out(&self, slots: &[u16]) -> Result<Listed, Fault> {
+    /// there, so only a list that is made from now on can say that there is none left. Gives those that
+    /// move; the others were the target's already.
+    pub(super) async fn hand_out(&self, slots: &[u16]) -> Result<Vec<u16>, Fault> {
         self.acquaint(slots).await?;
         let job = self.job;
         let takes = |&slot: &u16| {
@@ -82,36 +133,18 @@ impl Mover<'_> {
         for answer in self.confirmed(&job.source, &asked).await? {
             job.source.done(answer)?;
         }
-        self.list(&moving).await
+        Ok(moving)
     }
 
     /// Queues what was listed; a slot of which nothing was is done.
-    pub(super) async fn queue(
-        &self,
-        listed: Listed,
-        known: &mut HashMap<Key, Item>,
-        queues: &mut Queues,
-    ) -> Result<(), Fault> {
-        let mut unknown = Listed::new();
-        for (slot, keys) in listed {
+    pub(super) async fn queue(&self, listed: Listed, queues: &mut Queues) -> Result<(), Fault> {
+        let (unknown, done): (Listed, Listed) =
+            listed.into_iter().partition(|(_, keys)| !keys.is_empty());
+        for (slot, _) in done {
             queues.remove(&slot);
-            if keys.is_empty() {
-                continue;
-            }
-            let queue = queues.entry(slot).or_default();
-            let mut others = Vec::new();
-            for key in keys {
-                match known.remove(&key) {
-                    Some(item) => queue.push_back(item),
-                    None => others.push(key),
-                }
-            }
-            if !others.is_empty() {
-                unknown.push((slot, others));
-            }
         }
         for (slot, items) in self.measure(unknown).await? {
-            queues.entry(slot).or_default().extend(items);
+            queues.insert(slot, items.into());
         }
         Ok(())
     }
@@ -125,18 +158,19 @@ impl Mover<'_> {
         if usual.peek().is_none() {
             return self.next_big(queues, moved);
         }
-        let mut room = self.pace.lock().unwrap_or_else(PoisonError::into_inner).share(usual);
+        let mut room = self.pace().share(usual);
         let mut batch = Batch::default();
         for (&slot, queue) in queues.iter_mut() {
-            let mut part = Vec::new();
+            let Some(count) = whole(queue, room, batch.parts.is_empty()) else { break };
+            room = room.saturating_sub(count);
+            let mut part = Vec::with_capacity(count);
             let mut kept = VecDeque::new();
-            while room > 0
+            while part.len() < count
                 && let Some(item) = queue.pop_front()
             {
                 if item.stall_ms.is_some() {
                     kept.push_back(item);
                 } else {
-                    room -= 1;
                     batch.sizes.push((slot, item.bytes));
                     part.push(item.key);
                 }
@@ -144,9 +178,6 @@ impl Mover<'_> {
             queue.append(&mut kept);
             if !part.is_empty() {
                 batch.parts.push((slot, part));
-            }
-            if room == 0 {
-                break;
             }
         }
         Some(batch)
@@ -165,19 +196,18 @@ impl Mover<'_> {
                 }
             }
         }
+        held.retain(|big| !moved.held.contains(big));
         moved.held.append(&mut held);
         None
     }
 
-    /// Sends a batch, and lists again the slots of which nothing is left. The inner error is one that
-    /// may pass. `idle` is for how long the servers had none.
-    async fn hand_over(
+    /// Sends a batch, and lists again the slots of which nothing is queued then.
+    fn send(
         &self,
+        lane: Lane,
         batch: Batch,
         queues: &Queues,
-        idle: Duration,
-        moved: &mut Moved,
-    ) -> Result<Result<Listed, Fault>, Fault> {
+    ) -> impl Future<Output = Sent> + use<'a> {
         let job = self.job;
         let within = batch.within();
         // The target may take as long for a big key.
@@ -192,13 +222,27 @@ impl Mover<'_> {
                 emptied.push(slot);
             }
         }
-        let began = Instant::now();
-        let answers = job.source.talk(job.fleet, Lane::Bulk, within, &asked).await?;
-        let wall = began.elapsed();
+        let (sizes, big) = (batch.sizes, batch.big);
+        async move {
+            let began = Instant::now();
+            let answers = job.source.talk(job.fleet, lane, within, &asked).await;
+            Sent { sizes, big, emptied, began, answers }
+        }
+    }
+
+    /// What the source made of a batch, for which it took so long: what it listed. The inner error is one
+    /// that may pass.
+    fn settle(
+        &self,
+        sent: Sent,
+        served: Duration,
+        moved: &mut Moved,
+    ) -> Result<Result<Listed, Fault>, Fault> {
+        let job = self.job;
         let mut failed = None;
         let mut listed = Listed::new();
-        let mut emptied = emptied.into_iter();
-        for answer in answers {
+        let mut emptied = sent.emptied.into_iter();
+        for answer in sent.answers? {
             match answer {
                 Answer::Keys(keys) => listed.extend(emptied.next().map(|slot| (slot, keys))),
                 Answer::Refused { code, message } if code == "IOERR" => {
@@ -209,30 +253,52 @@ impl Mover<'_> {
                     );
                     failed = Some(Fault::new(UNREACHABLE, why, target));
                 }
-                answer => job.source.done(answer)?,
+                answer => job.source.done(answer).map_err(|fault| job.blamed(fault))?,
             }
         }
         if let Some(fault) = failed {
             return Ok(Err(fault));
         }
-        let count = batch.sizes.len() as u64;
+        let count = sent.sizes.len() as u64;
+        let bytes = sent.sizes.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+        self.tally.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.tally.keys.fetch_add(count, Ordering::Relaxed);
         let left = self.tally.keys_left.load(Ordering::Relaxed).saturating_sub(count);
         self.tally.keys_left.store(left, Ordering::Relaxed);
-        if let Some(key) = batch.big {
-            let actual_ms = u64::try_from(wall.as_millis()).unwrap_or(u64::MAX);
+        if let Some(key) = sent.big {
+            let actual_ms = u64::try_from(served.as_millis()).unwrap_or(u64::MAX);
             moved.stalls.push(Stall { key, actual_ms });
         } else {
-            let rest = {
-                let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
-                pace.took(batch.sizes, wall);
-                pace.rest(wall, idle)
-            };
-            if !rest.is_zero() {
-                tokio::time::sleep(rest).await;
-            }
+            self.pace().took(sent.sizes, served);
         }
         Ok(Ok(listed))
+    }
+
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How many keys of a slot join a batch that has room for so many: all of them, if that is not much more,
+/// since what is left of a slot costs a command of its own. A slot that does not fit waits, unless it
+/// would be the first.
+fn whole(queue: &VecDeque<Item>, room: usize, is_first: bool) -> Option<usize> {
+    let usual = queue.iter().filter(|item| item.stall_ms.is_none()).count();
+    if usual <= room + room / 2 {
+        return Some(usual);
+    }
+    is_first.then_some(room)
+}
+
+impl Job<'_> {
+    /// What the target refused for want of memory is no fault of the source that tells it.
+    fn blamed(&self, fault: Fault) -> Fault {
+        if fault.code != "OOM" {
+            return fault;
+        }
+        let target = &self.target.target.address;
+        let why = format!("{target} takes no more keys: {}", fault.message);
+        Fault::new(TARGET_FULL, why, target)
     }
 }
 

@@ -15,9 +15,9 @@ mod atomic;
 mod drain;
 mod side;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::future::{join, join_all, join3};
@@ -27,6 +27,7 @@ pub use self::side::Side;
 use super::lease::Lease;
 use crate::domain::fault::{Fault, KEYS_LEFT_BEHIND};
 use crate::domain::moving::pace::Pace;
+use crate::domain::moving::survey::Small;
 use crate::domain::moving::talk::{Answer, Key, Lane, Saying, SlotState};
 use crate::domain::moving::{self, BigKey, KeyKind, chunk};
 use crate::domain::node::Address;
@@ -34,8 +35,8 @@ use crate::domain::slot::SlotSet;
 use crate::domain::step::slots::{MIGRATE_WITHIN_MS, MoveMethod};
 use crate::fleet::Fleet;
 
-/// How many short questions go out in one batch.
-const PIPELINE: usize = 1024;
+/// How many short questions go out in one batch: the server answers them all before it serves others.
+const PIPELINE: usize = 400;
 /// How many keys of a slot are looked at before it is opened.
 const LISTED: u32 = 2000;
 /// How often it is measured how long clients wait.
@@ -46,7 +47,7 @@ const CONFIRMATIONS: u32 = 10;
 const CONFIRM_AFTER: Duration = Duration::from_millis(200);
 
 /// For how much longer than it should a move goes on to end what it has begun.
-const GRACE: Duration = Duration::from_millis(250);
+pub const GRACE: Duration = Duration::from_millis(250);
 
 /// How long one batch of usual keys may take, with all that goes wrong.
 pub const PATIENCE: Duration = Duration::from_millis(MIGRATE_WITHIN_MS + 4000);
@@ -64,6 +65,8 @@ pub struct Job<'a> {
     /// Other primaries, which are told at the end of each slot.
     pub others: Vec<Side>,
     pub slots: SlotSet,
+    /// Whether the source has no others.
+    pub all: bool,
     /// Those of them that are half-way already.
     pub open: BTreeSet<u16>,
     /// Those of them of which the target does not know that they are the source's.
@@ -71,9 +74,13 @@ pub struct Job<'a> {
     pub max_latency_ms: u64,
     /// Keys that may stall their node although it takes long.
     pub big: &'a [BigKey],
+    /// Slots whose keys were looked at a moment ago.
+    pub small: Arc<Small>,
     pub how: MoveMethod,
     /// A stall of that many milliseconds needs nobody's consent.
     pub free_stall_ms: u64,
+    /// How many bytes the target should take before it is looked at again.
+    pub room: Option<u64>,
 }
 
 /// Until when it may go on.
@@ -104,6 +111,7 @@ pub struct Tally {
     pub keys: AtomicU64,
     /// Keys that are still to go, as far as they were counted.
     pub keys_left: AtomicU64,
+    pub bytes: AtomicU64,
 }
 
 /// What came of it.
@@ -243,7 +251,7 @@ impl Mover<'_> {
         loop {
             left.big.append(&mut chunk.big);
             moved.held.append(&mut chunk.held);
-            let next = if self.reins.loose(side::SHORT) { left.next() } else { None };
+            let next = if self.goes_on() { left.next() } else { None };
             if chunk.slots.is_empty() && next.is_none() {
                 return self.close(&drained).await;
             }
@@ -252,6 +260,12 @@ impl Mover<'_> {
             closed?;
             (drained, chunk) = (over?, opened?);
         }
+    }
+
+    /// Whether more slots may be opened.
+    fn goes_on(&self) -> bool {
+        let fits = |room| self.tally.bytes.load(Ordering::Relaxed) <= room;
+        self.reins.loose(side::SHORT) && self.job.room.is_none_or(fits)
     }
 
     /// How many keys the source holds in each slot.
@@ -270,15 +284,25 @@ impl Mover<'_> {
         Ok(counts)
     }
 
-    /// Opens slots, after a look at their keys: one with a big key comes later, or stays closed.
+    /// Opens slots, after a look at their keys: one with a big key comes later, or stays closed. What was
+    /// listed before goes over first; what was written since shows in the list that follows it.
     async fn open(&self, next: Option<(Vec<u16>, Vec<u16>)>) -> Result<Chunk, Fault> {
         let Some((slots, unknown)) = next else { return Ok(Chunk::default()) };
         let mut chunk = Chunk { slots, ..Chunk::default() };
-        let mut known = HashMap::new();
-        for (slot, items) in self.measure(self.list(&unknown).await?).await? {
+        let known = |(slot, keys): &(u16, Vec<Key>)| {
+            self.job.small.get(slot).is_some_and(|(count, _)| *count == keys.len() as u64)
+        };
+        let (small, unknown): (Listed, Listed) =
+            self.list(&unknown).await?.into_iter().partition(known);
+        for (slot, keys) in small {
+            let bytes = self.job.small.get(&slot).map_or(0, |(_, mean)| *mean);
+            let item = |key| Item { key, bytes, stall_ms: None };
+            chunk.queues.insert(slot, keys.into_iter().map(item).collect());
+        }
+        for (slot, items) in self.measure(unknown).await? {
             let big: Vec<BigKey> = items.iter().filter_map(|item| item.big(slot)).collect();
             if big.is_empty() {
-                known.extend(items.into_iter().map(|item| (item.key.clone(), item)));
+                chunk.queues.insert(slot, items.into());
                 continue;
             }
             chunk.slots.retain(|s| *s != slot);
@@ -288,8 +312,11 @@ impl Mover<'_> {
             }
             chunk.held.extend(held);
         }
-        let listed = self.hand_out(&chunk.slots).await?;
-        self.queue(listed, &mut known, &mut chunk.queues).await?;
+        let moving = self.hand_out(&chunk.slots).await?;
+        chunk.queues.retain(|slot, queue| !queue.is_empty() && moving.contains(slot));
+        let unlisted = moving.iter().filter(|slot| !chunk.queues.contains_key(slot));
+        let listed = self.list(&unlisted.copied().collect::<Vec<_>>()).await?;
+        self.queue(listed, &mut chunk.queues).await?;
         Ok(chunk)
     }
 
@@ -382,7 +409,8 @@ impl Mover<'_> {
         for answer in self.confirmed(&job.source, &asked).await? {
             match answer {
                 // It gave its last slot away and follows the new owner already.
-                Answer::Refused { message, .. } if message.contains("SETSLOT only with") => {}
+                Answer::Refused { message, .. }
+                    if job.all && message.contains("SETSLOT only with") => {}
                 Answer::Refused { message, .. } if message.contains("still hold keys") => {
                     let node = &job.source.target.address;
                     return Err(Fault::new(KEYS_LEFT_BEHIND, message, node));

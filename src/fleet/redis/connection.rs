@@ -23,6 +23,7 @@ use redis::{
 };
 use tokio::time::timeout;
 
+use super::info::Info;
 use super::lanes::Lanes;
 use super::reach::Reach;
 use super::value::text;
@@ -30,7 +31,7 @@ use super::{Timeouts, fence};
 use crate::domain::Timestamp;
 use crate::domain::credential::Credential;
 use crate::domain::fault::ANOTHER_NODE;
-use crate::domain::node::Capabilities;
+use crate::domain::node::{Capabilities, NodeKind};
 use crate::fleet::{Fence, FleetError, Target};
 
 /// One node's connections.
@@ -65,6 +66,7 @@ pub(super) struct Link {
 pub(super) struct Facts {
     pub capabilities: Capabilities,
     pub clustered: bool,
+    pub kind: NodeKind,
 }
 
 /// How a server calls one of its clients. The address is there because ids start again at 1 when a
@@ -262,7 +264,7 @@ impl Link {
         self.login == target.login && self.fence == target.fence
     }
 
-    /// Asks whether the node is the one that is meant.
+    /// Asks whether the node is the one that is meant, by its cluster id or by its process's run id.
     pub async fn confirm(
         &self,
         target: &Target,
@@ -270,15 +272,20 @@ impl Link {
         within: Duration,
     ) -> Result<(), FleetError> {
         let mut who = redis::pipe();
-        who.cmd("CLUSTER").arg("MYID");
+        who.cmd("CLUSTER").arg("MYID").cmd("INFO").arg("server");
         let said = self.ask(&who, within).await.map_err(|lost| unreachable(target, lost))?;
-        if let Some(Value::ServerError(error)) = said.first() {
-            return Err(rejected(target, error));
-        }
-        let said = said.first().and_then(text).unwrap_or_default();
-        if said == identity {
+        let (id, info) = (said.first(), said.get(1).and_then(text).unwrap_or_default());
+        let run_id = Info::parse(&info).text("run_id");
+        let id = match id {
+            Some(Value::ServerError(error)) if run_id.is_empty() => {
+                return Err(rejected(target, error));
+            }
+            id => id.and_then(text).unwrap_or_default(),
+        };
+        if id == identity || run_id == identity {
             return Ok(());
         }
+        let said = if id.is_empty() { run_id.as_str() } else { &*id };
         let message = format!("it is {said} and not {identity}");
         let (node, code) = (target.address.clone(), ANOTHER_NODE.to_owned());
         Err(FleetError::Rejected { node, code, message })

@@ -1,4 +1,4 @@
-//! Conversing: what is said while slots move goes out in one batch, and every answer is read, each as
+//! Conversing: what is said while slots move or a shard is handed over goes out in one batch, and every answer is read, each as
 //! what its question asks for.
 //!
 //! Hundreds of thousands of keys pass here each second: names are written once, and taken out of
@@ -8,10 +8,12 @@ use redis::{Cmd, Pipeline, ServerError, Value};
 
 use super::Timeouts;
 use super::connection::{Node, without_secrets};
+use super::info::Info;
+use super::look::replication;
 use super::nodes;
 use super::value::{field, text};
-use crate::domain::moving::talk::{Answer, JobState, Key, Saying, SlotJob, SlotState};
-use crate::domain::node::Address;
+use crate::domain::moving::talk::{Answer, JobState, Key, Saying, SlotJob, SlotState, Standing};
+use crate::domain::node::{Address, Capabilities};
 use crate::domain::slot::SlotSet;
 use crate::fleet::{FleetError, Talk, Target};
 
@@ -72,6 +74,9 @@ fn command(saying: &Saying, target: &Target) -> Cmd {
         }
         Saying::SlotJobs => words.arg("CLUSTER").arg("GETSLOTMIGRATIONS"),
         Saying::CancelSlotJobs => words.arg("CLUSTER").arg("CANCELSLOTMIGRATIONS"),
+        Saying::Stand => words.arg("INFO").arg("replication"),
+        // None of those that are said like this is written differently by versions.
+        Saying::Command(verb) => words.arg(verb.words(Capabilities::OLDEST)),
     };
     words
 }
@@ -102,6 +107,9 @@ fn answer(saying: &Saying, reply: Value, target: &Target) -> Answer {
         | Saying::RestoreFunctions(_)
         | Saying::MigrateSlots { .. }
         | Saying::CancelSlotJobs => done(&reply, "OK"),
+        // `REPLICAOF` says more where it changes nothing.
+        Saying::Command(_) => done(&reply, "OK").or_else(|| text(&reply).map(|_| Answer::Done)),
+        Saying::Stand => standing(&reply),
         Saying::Ping => done(&reply, "PONG"),
         Saying::Migrate { .. } => {
             done(&reply, "OK").or_else(|| done(&reply, "NOKEY").map(|_| Answer::Nothing))
@@ -135,6 +143,14 @@ fn done(reply: &Value, word: &str) -> Option<Answer> {
         _ => false,
     }
     .then_some(Answer::Done)
+}
+
+fn standing(reply: &Value) -> Option<Answer> {
+    let said = text(reply)?;
+    let info = Info::parse(&said);
+    info.get("role")?;
+    let role = info.role();
+    Some(Answer::Standing(Box::new(Standing { role, replication: replication(&info, role) })))
 }
 
 fn number(reply: &Value) -> Option<Answer> {

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use crate::domain::node::{Address, Flavor, NodeKind, Version};
+use crate::domain::observation::{Attached, History, Role};
 
 pub(super) struct Info<'a>(HashMap<&'a str, &'a str>);
 
@@ -56,6 +57,44 @@ impl<'a> Info<'a> {
             Some("sentinel") => NodeKind::Sentinel,
             Some(_) | None => NodeKind::Data,
         }
+    }
+
+    /// The role of a data node.
+    pub fn role(&self) -> Role {
+        if self.is("role", "slave") || self.is("role", "replica") {
+            Role::Replica
+        } else {
+            Role::Primary
+        }
+    }
+
+    /// The history that it shared before; one of zeros is none.
+    pub fn history_before(&self) -> Option<History> {
+        let replid = self.get("master_replid2").filter(|id| id.bytes().any(|b| b != b'0'))?;
+        Some(History { replid: replid.to_owned(), offset: self.count("second_repl_offset")? })
+    }
+
+    /// The replicas that are connected: `slave0:ip=10.0.0.2,port=6379,state=online,offset=42,lag=1`.
+    pub fn replicas(&self) -> Vec<Attached> {
+        let numbered = |name: &str| {
+            let digits = name.strip_prefix("slave").unwrap_or_default();
+            !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
+        };
+        let attached = |line: &str| {
+            let field = |name: &str| line.split(',').find_map(|part| part.strip_prefix(name));
+            let number = |name: &str| field(name).and_then(|n| n.parse::<u64>().ok());
+            let port = u16::try_from(number("port=")?).ok()?;
+            Some(Attached {
+                address: address(field("ip=")?, port)?,
+                state: field("state=")?.to_owned(),
+                offset: number("offset=").unwrap_or(0),
+                lag_seconds: number("lag=").unwrap_or(0),
+            })
+        };
+        let lines = self.0.iter().filter(|(name, _)| numbered(name));
+        let mut replicas: Vec<_> = lines.filter_map(|(_, line)| attached(line)).collect();
+        replicas.sort_by(|a, b| a.address.cmp(&b.address));
+        replicas
     }
 
     /// Keys in all databases: `db0:keys=3,expires=0,avg_ttl=0` and so on.
@@ -119,6 +158,22 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn who_is_connected_and_what_went_before_is_read() {
+        let info = Info::parse(
+            "role:master\nslave0:ip=127.0.0.1,port=7003,state=online,offset=42,lag=1\n\
+             slave1:ip=::1,port=7002,state=wait_bgsave,offset=0,lag=0\nslaves:x\n\
+             master_replid2:aa00\nsecond_repl_offset:43\n",
+        );
+        let shown: Vec<_> =
+            info.replicas().iter().map(|r| (r.address.to_string(), r.offset)).collect();
+        assert_eq!(shown, [("127.0.0.1:7003".to_owned(), 42), ("[::1]:7002".to_owned(), 0)]);
+        let before = History { replid: "aa00".to_owned(), offset: 43 };
+        assert_eq!((info.role(), info.history_before()), (Role::Primary, Some(before)));
+        let none = Info::parse("master_replid2:0000\nsecond_repl_offset:-1\n");
+        assert_eq!(none.history_before(), None);
+    }
+
+    #[test]
     fn valkey_and_sentinel_are_told_apart() {
         assert_eq!(Info::parse(VALKEY).server(), (Flavor::Valkey, Version::new(9, 1, 2)));
         for mode in ["redis_mode", "server_mode"] {
@@ -148,6 +203,7 @@ pub(super) mod tests {
             for text in [text, mutated, format!("db1:keys={}\ndb2:keys=9", u64::MAX)] {
                 let info = Info::parse(&text);
                 let _ = (info.server(), info.kind(), info.keys(), info.primary());
+                let _ = (info.role(), info.replicas(), info.history_before());
             }
         }
     }

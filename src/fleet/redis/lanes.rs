@@ -25,6 +25,7 @@ const FRESH: Duration = Duration::from_secs(1);
 pub(super) struct Lanes {
     control: Mutex<Option<Open>>,
     bulk: Mutex<Option<Open>>,
+    ahead: Mutex<Option<Open>>,
     probe: Mutex<Option<Open>>,
 }
 
@@ -79,6 +80,7 @@ impl Lanes {
         match lane {
             Lane::Control => &self.control,
             Lane::Bulk => &self.bulk,
+            Lane::Ahead => &self.ahead,
             Lane::Probe => &self.probe,
         }
     }

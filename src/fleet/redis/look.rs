@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use redis::{ServerError, Value};
 
 use super::Timeouts;
-use super::connection::{Facts, Lost, Node, rejected, unreachable};
+use super::connection::{Facts, Link, Lost, Node, rejected, unreachable};
 use super::converse;
 use super::info::Info;
 use super::nodes;
+use super::sentinel;
 use super::value::{field, items, pairs, text};
 use crate::domain::Timestamp;
 use crate::domain::moving::talk::{Answer, JobState, SlotJob};
@@ -36,6 +37,8 @@ enum Question {
     Setting(String),
     Functions,
     DefaultUser,
+    SentinelId,
+    Watches,
 }
 
 /// The answers that are no errors.
@@ -50,15 +53,8 @@ pub(super) async fn look(
 ) -> Result<Report, FleetError> {
     loop {
         let (link, fresh) = node.looking(target, times).await?;
-        let questions = questions(ask, link.facts.get());
-        match link.ask(&batch(&questions), times.look).await {
-            Ok(replies) => {
-                let answers = Answers::new(target, questions, replies)?;
-                let report = report(target, ask, &answers, now())?;
-                let (capabilities, clustered) = (report.capabilities(), report.cluster_enabled);
-                link.facts.get_or_init(|| Facts { capabilities, clustered });
-                return Ok(report);
-            }
+        match ask_all(&link, target, ask, times, &now).await {
+            Ok(looked) => return looked,
             Err(lost) => {
                 node.hang_up(&link).await;
                 match lost {
@@ -71,11 +67,59 @@ pub(super) async fn look(
     }
 }
 
+/// Asks everything; a Sentinel is asked a second time, about those that it says it watches.
+async fn ask_all(
+    link: &Link,
+    target: &Target,
+    ask: &Ask,
+    times: &Timeouts,
+    now: impl Fn() -> Timestamp,
+) -> Result<Result<Report, FleetError>, Lost> {
+    let questions = questions(ask, link.facts.get());
+    let replies = link.ask(&batch(&questions), times.look).await?;
+    let understood = |replies| -> Result<_, FleetError> {
+        let answers = Answers::new(target, questions, replies)?;
+        let report = report(target, ask, &answers, now())?;
+        Ok((answers, report))
+    };
+    let (answers, mut report) = match understood(replies) {
+        Ok(understood) => understood,
+        Err(error) => return Ok(Err(error)),
+    };
+    let (capabilities, clustered, kind) =
+        (report.capabilities(), report.cluster_enabled, report.kind);
+    link.facts.get_or_init(|| Facts { capabilities, clustered, kind });
+    if kind == NodeKind::Sentinel {
+        let masters = answers.0.get(&Question::Watches);
+        let mut view = sentinel::view(masters, ask.master.as_deref());
+        view.my_id = answers.text(&Question::SentinelId);
+        view.tilt = report_tilt(&answers);
+        let names: Vec<String> = view.watches.keys().cloned().collect();
+        if !names.is_empty() {
+            let replies = link.ask(&sentinel::questions(&names), times.look).await?;
+            sentinel::complete(&mut view, &names, &replies);
+        }
+        report.sentinel = Some(view);
+    }
+    Ok(Ok(report))
+}
+
+fn report_tilt(answers: &Answers) -> bool {
+    Info::parse(&answers.text(&Question::Info)).is("sentinel_tilt", "1")
+}
+
 /// What to ask; everything while the server is not known.
 fn questions(ask: &Ask, facts: Option<&Facts>) -> Vec<Question> {
     let clustered = facts.is_none_or(|f| f.clustered);
     let can = |what: fn(&Capabilities) -> bool| facts.is_none_or(|f| what(&f.capabilities));
+    let is = |kind| facts.is_none_or(|f| f.kind == kind);
     let mut questions = vec![Question::Info, Question::DefaultUser];
+    if is(NodeKind::Sentinel) {
+        questions.extend([Question::SentinelId, Question::Watches]);
+    }
+    if !is(NodeKind::Data) {
+        return questions;
+    }
     if clustered {
         questions.extend([Question::ClusterInfo, Question::ClusterNodes]);
     }
@@ -106,6 +150,8 @@ fn batch(questions: &[Question]) -> redis::Pipeline {
             Question::Setting(name) => batch.cmd("CONFIG").arg("GET").arg(name),
             Question::Functions => batch.cmd("FUNCTION").arg("STATS"),
             Question::DefaultUser => batch.cmd("ACL").arg("GETUSER").arg("default"),
+            Question::SentinelId => batch.cmd("SENTINEL").arg("MYID"),
+            Question::Watches => batch.cmd("SENTINEL").arg("MASTERS"),
         };
     }
     batch
@@ -117,7 +163,9 @@ impl Question {
     fn is_vital(&self, error: &ServerError) -> bool {
         match self {
             Self::Info => true,
-            Self::ClusterInfo | Self::ClusterNodes => error.code() == "NOPERM",
+            Self::ClusterInfo | Self::ClusterNodes | Self::SentinelId | Self::Watches => {
+                error.code() == "NOPERM"
+            }
             Self::ClusterShards
             | Self::SlotJobs
             | Self::Setting(_)
@@ -201,8 +249,7 @@ fn report(
     let kind = info.kind();
     let role = match kind {
         NodeKind::Sentinel => Role::Sentinel,
-        NodeKind::Data if info.is("role", "slave") || info.is("role", "replica") => Role::Replica,
-        NodeKind::Data => Role::Primary,
+        NodeKind::Data => info.role(),
     };
     let cluster_enabled = info.is("cluster_enabled", "1");
     let health = answers.0.get(&Question::ClusterShards).map(nodes::health).unwrap_or_default();
@@ -227,6 +274,7 @@ fn report(
         memory: Memory {
             used_bytes: info.number("used_memory"),
             max_bytes: info.number("maxmemory"),
+            evicts: info.get("maxmemory_policy").is_some_and(|policy| policy != "noeviction"),
         },
         persistence: Persistence {
             aof_enabled: info.is("aof_enabled", "1"),
@@ -235,6 +283,7 @@ fn report(
         },
         keys: info.keys(),
         functions: answers.has_functions(),
+        connected_clients: info.number("connected_clients"),
         cluster_enabled,
         cluster: cluster_enabled.then(cluster).flatten(),
         settings: ask
@@ -249,13 +298,14 @@ fn report(
             let user = user.as_deref().filter(|user| !user.is_empty());
             user == wanted.username.as_deref() && password.as_deref() == Some(wanted.reveal())
         }),
+        sentinel: None,
         requires_login: answers.requires_login().unwrap_or(target.login.is_some()),
         // A look asks the node alone; whoever wants to know knocks.
         bus_reachable: None,
     })
 }
 
-fn replication(info: &Info<'_>, role: Role) -> Replication {
+pub(super) fn replication(info: &Info<'_>, role: Role) -> Replication {
     let written = info.number("master_repl_offset");
     let offset = match role {
         Role::Replica => info.count("slave_repl_offset").unwrap_or(written),
@@ -269,6 +319,14 @@ fn replication(info: &Info<'_>, role: Role) -> Replication {
         offset,
         replid: info.text("master_replid"),
         connected_replicas: info.number("connected_slaves").try_into().unwrap_or(u32::MAX),
+        before: info.history_before(),
+        priority: info.count("slave_priority").and_then(|priority| priority.try_into().ok()),
+        read_only: info.get("slave_read_only").map(|value| value == "1"),
+        failover: info
+            .get("master_failover_state")
+            .filter(|state| *state != "no-failover")
+            .map(str::to_owned),
+        replicas: info.replicas(),
     }
 }
 
@@ -324,7 +382,7 @@ mod tests {
     #[test]
     fn secrets_are_compared_but_never_shown() {
         let names = ["masterauth", "requirepass", "maxmemory"].map(str::to_owned);
-        let ask = Ask { settings: names.into() };
+        let ask = Ask { settings: names.into(), ..Ask::default() };
         let answers = [
             (Question::Info, word(REPLICA)),
             setting("masteruser", ""),
@@ -373,9 +431,11 @@ mod tests {
     fn a_known_server_is_not_asked_what_it_lacks() {
         let facts = |flavor, major, clustered| {
             let capabilities = Capabilities::of(flavor, Version::new(major, 2, 0));
-            questions(&Ask::default(), Some(&Facts { capabilities, clustered }))
+            let kind = NodeKind::Data;
+            questions(&Ask::default(), Some(&Facts { capabilities, clustered, kind }))
         };
-        let unknown = questions(&Ask::default(), None);
+        let mut unknown = questions(&Ask::default(), None);
+        unknown.retain(|q| !matches!(q, Question::SentinelId | Question::Watches));
         assert_eq!(facts(Flavor::Valkey, 9, true), unknown);
         assert!(!facts(Flavor::Valkey, 8, true).contains(&Question::SlotJobs));
         let old = facts(Flavor::Redis, 6, true);

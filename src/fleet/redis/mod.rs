@@ -13,6 +13,7 @@ mod look;
 mod nodes;
 mod reach;
 mod send;
+mod sentinel;
 mod value;
 
 use std::collections::HashMap;

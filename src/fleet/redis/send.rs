@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::Timeouts;
 use super::connection::{Lost, Node, io_words, rejected};
+use crate::domain::credential::Credential;
 use crate::domain::node::{Address, Capabilities};
 use crate::domain::step::command::Verb;
 use crate::fleet::{FleetError, Target};
@@ -48,16 +49,24 @@ async fn add(
 ) -> Result<(), FleetError> {
     match verb {
         Verb::SetReplicationLogin => {
-            let login = target.replication.as_ref().ok_or_else(|| FleetError::Rejected {
-                node: target.address.clone(),
-                code: "no_login".to_owned(),
-                message: "the topology names no credential for replication".to_owned(),
-            })?;
+            let login = login(target)?;
             // One setting each: Redis 6.2 takes no more.
             let user = login.username.as_deref().unwrap_or_default();
             for (name, value) in [("masteruser", user), ("masterauth", login.reveal())] {
                 batch.cmd("CONFIG").arg("SET").arg(name).arg(value);
             }
+        }
+        Verb::SetWatchLogin(name) => {
+            let login = login(target)?;
+            let user = login.username.as_deref().unwrap_or_default();
+            for (option, value) in [("auth-user", user), ("auth-pass", login.reveal())] {
+                batch.cmd("SENTINEL").arg("SET").arg(name).arg(option).arg(value);
+            }
+        }
+        Verb::Watch { name, primary, quorum } => {
+            let ip = resolve(primary, times.connect).await?;
+            let port = primary.port();
+            batch.cmd("SENTINEL").arg("MONITOR").arg(name).arg(ip).arg(port).arg(*quorum);
         }
         Verb::Meet(other) => {
             let ip = resolve(other, times.connect).await?;
@@ -74,7 +83,17 @@ async fn add(
         | Verb::CancelSlotJobs
         | Verb::Confirm(_)
         | Verb::FlushAll
-        | Verb::ResetHard => {
+        | Verb::FlushFunctions
+        | Verb::ReplicaOf(_)
+        | Verb::ReplicaOfNone
+        | Verb::PauseWrites { .. }
+        | Verb::Unpause
+        | Verb::ResetHard
+        | Verb::SetWatch { .. }
+        | Verb::Unwatch(_)
+        | Verb::ResetWatch(_)
+        | Verb::FailOverWatch { .. }
+        | Verb::FlushSentinelConfig => {
             let mut command = redis::Cmd::new();
             command.arg(verb.words(capabilities));
             batch.add_command(command);
@@ -83,7 +102,16 @@ async fn add(
     Ok(())
 }
 
-/// `CLUSTER MEET` takes IP literals only.
+/// What the node is to log in to others with.
+fn login(target: &Target) -> Result<&Credential, FleetError> {
+    target.replication.as_deref().ok_or_else(|| FleetError::Rejected {
+        node: target.address.clone(),
+        code: "no_login".to_owned(),
+        message: "the topology names no credential for this".to_owned(),
+    })
+}
+
+/// `CLUSTER MEET` and `SENTINEL MONITOR` take IP literals only.
 async fn resolve(node: &Address, within: Duration) -> Result<String, FleetError> {
     let failed = |message| FleetError::Unreachable { node: node.clone(), message };
     match timeout(within, lookup_host((node.host(), node.port()))).await {
@@ -101,7 +129,6 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::domain::credential::Credential;
     use crate::domain::node::{Flavor, Version};
     use crate::domain::step::command::FailoverMethod;
 
@@ -146,6 +173,12 @@ mod tests {
         assert_eq!(
             sent(verb(), Flavor::Redis, 6, Some(login)).await.unwrap(),
             "CONFIG SET masteruser repl CONFIG SET masterauth s3cret"
+        );
+        let watch = Verb::SetWatchLogin("orders".to_owned());
+        let login = Credential::new(None, "s3cret".to_owned());
+        assert_eq!(
+            sent(watch, Flavor::Redis, 6, Some(login)).await.unwrap(),
+            "SENTINEL SET orders auth-user  SENTINEL SET orders auth-pass s3cret"
         );
         let refused = sent(verb(), Flavor::Redis, 6, None).await;
         assert!(matches!(refused, Err(FleetError::Rejected { code, .. }) if code == "no_login"));

@@ -63,7 +63,8 @@ pub enum Sent {
 impl Sent {
     /// Whether it is more than a question. Questions are not counted among commands, and nothing is
     /// left of one whose answer nobody waits for.
-    pub(super) fn changes(&self) -> bool {
+    #[must_use]
+    pub fn changes(&self) -> bool {
         match self {
             Self::Verb(_)
             | Self::Saying(
@@ -71,7 +72,8 @@ impl Sent {
                 | Saying::Migrate { .. }
                 | Saying::RestoreFunctions(_)
                 | Saying::MigrateSlots { .. }
-                | Saying::CancelSlotJobs,
+                | Saying::CancelSlotJobs
+                | Saying::Command(_),
             ) => true,
             Self::Saying(
                 Saying::CountKeys { .. }
@@ -80,7 +82,8 @@ impl Sent {
                 | Saying::TypeOf { .. }
                 | Saying::Ping
                 | Saying::DumpFunctions
-                | Saying::SlotJobs,
+                | Saying::SlotJobs
+                | Saying::Stand,
             ) => false,
         }
     }
@@ -88,7 +91,9 @@ impl Sent {
     /// Whether a node that takes no writes lets it wait.
     fn writes(&self) -> bool {
         match self {
-            Self::Verb(verb) => matches!(verb, Verb::FlushAll),
+            Self::Verb(verb) | Self::Saying(Saying::Command(verb)) => {
+                matches!(verb, Verb::FlushAll | Verb::FlushFunctions)
+            }
             Self::Saying(saying) => {
                 matches!(saying, Saying::Migrate { .. } | Saying::RestoreFunctions(_))
             }
@@ -155,6 +160,10 @@ pub(super) struct Calls {
     pub records: Vec<CallRecord>,
     pub faults: BTreeMap<u64, CallFault>,
     pub look_faults: BTreeMap<u64, LookFault>,
+    /// Whose replica takes over just before a command.
+    pub takeovers: BTreeMap<u64, Address>,
+    /// When the last of these was over.
+    pub taken_over_at: Option<Ms>,
     pub looks: u64,
     /// Processes that ended and were not started again.
     pub dead: BTreeSet<u64>,
@@ -237,7 +246,8 @@ impl Calls {
     }
 
     pub fn note(&mut self, index: u64, outcome: CallOutcome) {
-        if let Some(record) = self.records.iter_mut().find(|r| r.index == index) {
+        let place = usize::try_from(index).ok().and_then(|at| self.records.get_mut(at));
+        if let Some(record) = place {
             record.outcome = outcome;
         }
     }

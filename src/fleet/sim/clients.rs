@@ -31,6 +31,8 @@ pub struct Holding {
     /// Settings as they are, and as they would be after a restart.
     pub settings: BTreeMap<String, String>,
     pub written: BTreeMap<String, String>,
+    /// Whose replica it would be after a restart, outside of clusters.
+    pub follows_by_file: Option<Address>,
 }
 
 impl SimFleet {
@@ -128,6 +130,7 @@ impl SimFleet {
             keys: server.all_keys(),
             settings: server.settings.all(),
             written: server.settings.written(),
+            follows_by_file: server.follows_by_file.clone(),
         })
     }
 
@@ -195,13 +198,19 @@ impl World {
             if server.is_replica() && !server.clustered {
                 return Err("READONLY You can't write against a read only replica.".to_owned());
             }
-            if server.is_paused(self.now) {
+            let needed = server.settings.number("min-replicas-to-write");
+            let paused = server.is_paused(self.now);
+            if needed > 0 && needed > self.attached(at).len() as u64 {
+                return Err("NOREPLICAS Not enough good replicas to write.".to_owned());
+            }
+            if paused {
                 // Its client is kept waiting.
                 self.advance(HELD_MS);
                 continue;
             }
             self.written += 1;
             let value = Value { number: self.written, bytes: KEY_BYTES };
+            let Some(server) = self.servers.get_mut(at) else { continue };
             server.write(Change::Put(key.to_owned(), value));
             self.settle(at);
             return Ok(value.number);

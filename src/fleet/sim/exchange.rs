@@ -10,7 +10,7 @@ use super::table::Ms;
 use super::verbs::Refusal;
 use super::world::World;
 use crate::domain::fault::ANOTHER_NODE;
-use crate::domain::moving::talk::{Answer, Key, Saying};
+use crate::domain::moving::talk::{Answer, Key, Saying, Standing};
 use crate::domain::node::{Address, Version};
 use crate::domain::slot::key_slot;
 use crate::domain::step::command::Verb;
@@ -50,6 +50,11 @@ impl World {
         let mut answers = Vec::new();
         for (at, sent) in said.iter().enumerate() {
             let index = self.calls.records.len() as u64;
+            if sent.changes()
+                && let Some(member) = self.calls.takeovers.remove(&index)
+            {
+                self.take_over(&member);
+            }
             let fault = sent.changes().then(|| self.calls.faults.remove(&index)).flatten();
             match fault {
                 Some(CallFault::DieBefore) => return End::Never,
@@ -95,11 +100,13 @@ impl World {
     /// On a connection for moves that was opened just now the node says who it is.
     fn identify(&mut self, line: &Line) -> Result<(), FleetError> {
         let Some((_, meant)) = &line.lane else { return Ok(()) };
-        let server = self.servers.get(&line.target.address).filter(|s| s.clustered);
-        let said = server.map_or("nobody", |s| s.table.my_id.0.as_str());
-        if said == meant.0 {
+        let server = self.servers.get(&line.target.address);
+        let own = |s: &&Server| s.clustered && s.table.my_id == *meant;
+        if server.filter(|s| own(s) || s.run_id == meant.0).is_some() {
             return Ok(());
         }
+        let clustered = server.filter(|s| s.clustered);
+        let said = clustered.map_or("somebody else", |s| s.table.my_id.0.as_str());
         let refusal = Refusal::new(ANOTHER_NODE, format!("it is {said} and not {meant}"));
         self.calls.abandon(line);
         Err(rejected(&line.target, refusal))
@@ -157,6 +164,17 @@ impl World {
                 server.tell_of(key, |_| Answer::Text("string".to_owned()))
             }
             Sent::Saying(Saying::Ping) => Ok(Answer::Done),
+            Sent::Saying(Saying::Command(verb)) => {
+                server.execute(verb, target, now).map(|()| Answer::Done)
+            }
+            Sent::Saying(Saying::Stand) => {
+                let role = server.role();
+                let attached = self.attached(node);
+                let server = self.servers.get(node);
+                let standing =
+                    server.map(|s| Standing { role, replication: s.replication(now, attached) });
+                Ok(standing.map_or(Answer::Nothing, |s| Answer::Standing(Box::new(s))))
+            }
             Sent::Saying(Saying::DumpFunctions) => server.dump_functions(),
         };
         self.settle(node);

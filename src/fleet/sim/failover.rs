@@ -5,11 +5,15 @@ use super::bus::{Kind, Packet};
 use super::server::Server;
 use super::table::{Election, Ms, Table};
 use super::verbs::Refusal;
-use crate::domain::node::{ClusterNodeId, Flavor, Version};
+use super::world::World;
+use crate::domain::node::{Address, ClusterNodeId, Flavor, Version};
 use crate::domain::step::command::FailoverMethod;
 
 /// How long one may take; after twice that time a primary takes writes whatever has become of it.
 const PATIENCE_MS: Ms = 5000;
+
+/// By when all have heard a word, at the latest.
+const WORD_MS: Ms = 10;
 
 /// What a server does for a failover that somebody asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -47,6 +51,9 @@ impl Manual {
 impl Server {
     /// Whether it takes no writes: clients wait for their answers until it does again.
     pub fn is_paused(&self, now: Ms) -> bool {
+        if now < self.paused_until {
+            return true;
+        }
         match &self.table.manual {
             Manual::Paused { until, .. } => now < until + PATIENCE_MS,
             Manual::Nothing | Manual::CatchingUp { .. } | Manual::MayStand { .. } => false,
@@ -147,6 +154,34 @@ impl Server {
         if self.begins_elections_anew() {
             self.table.election = Election::default();
         }
+    }
+}
+
+impl World {
+    /// In the shard of this node a replica takes over by force and with the votes of the others, as
+    /// somebody else may have it do. Nothing else is done until all have heard of it.
+    pub fn take_over(&mut self, member: &Address) {
+        let serves = |s: &Server| {
+            let primary = s.upstream().and_then(|up| self.servers.get(&up));
+            primary.is_some_and(|p| p.is_running() && !p.table.me.slots.is_empty())
+        };
+        let of_shard = |s: &&Server| s.address == *member || s.upstream().as_ref() == Some(member);
+        let able = |s: &&Server| s.is_running() && s.is_replica() && s.sync.is_up() && serves(s);
+        let replica = self.servers.values().filter(of_shard).find(able);
+        let Some(address) = replica.map(|s| s.address.clone()) else { return };
+        let now = self.now;
+        let Some(replica) = self.servers.get_mut(&address) else { return };
+        // One that does not know its primary cannot.
+        let _ = replica.fail_over(FailoverMethod::Force, now);
+        self.settle(&address);
+        while self.servers.get(&address).is_some_and(Server::is_replica) {
+            if self.now > now + PATIENCE_MS {
+                return;
+            }
+            self.advance(WORD_MS);
+        }
+        self.advance(WORD_MS);
+        self.calls.taken_over_at = Some(self.now);
     }
 }
 

@@ -104,7 +104,10 @@ impl Server {
     /// Whether it takes no more for want of memory.
     pub fn is_full(&self) -> bool {
         let limit = self.settings.number("maxmemory");
-        let evicts = self.settings.get("maxmemory-policy") != Some("noeviction");
-        limit != 0 && self.used_bytes() > limit && !evicts
+        limit != 0 && self.used_bytes() > limit && !self.evicts()
+    }
+
+    pub fn evicts(&self) -> bool {
+        self.settings.get("maxmemory-policy").is_some_and(|policy| policy != "noeviction")
     }
 }

@@ -21,12 +21,15 @@ mod migrate;
 mod packet;
 mod port;
 mod report;
+mod sentinel;
 mod server;
 mod settings;
 mod slots;
+mod switching;
 mod sync;
 mod table;
 mod verbs;
+mod watching;
 mod world;
 
 #[cfg(test)]
@@ -40,7 +43,7 @@ use tokio::sync::watch;
 pub use self::calls::{CallFault, CallOutcome, CallRecord, LookFault, Sent};
 pub use self::clients::Holding;
 pub use self::verbs::Refusal;
-use self::world::World;
+use self::world::{START, World};
 use crate::domain::node::{Address, Flavor, Version};
 
 /// The simulation, as one process that uses it sees it.
@@ -57,6 +60,8 @@ pub struct SimOptions {
     pub flavor: Flavor,
     pub version: Version,
     pub cluster: bool,
+    /// Whether it is a Sentinel, which keeps no data.
+    pub sentinel: bool,
     /// Settings that its config file gives it.
     pub config: BTreeMap<String, String>,
     /// Whether it has a config file that it can rewrite.
@@ -71,6 +76,7 @@ impl Default for SimOptions {
             flavor: Flavor::Redis,
             version: Version::new(7, 0, 15),
             cluster: true,
+            sentinel: false,
             config: BTreeMap::new(),
             config_file: true,
             uptime_ms: 60_000,
@@ -82,6 +88,12 @@ impl SimOptions {
     #[must_use]
     pub fn of(flavor: Flavor, version: Version) -> Self {
         Self { flavor, version, ..Self::default() }
+    }
+
+    /// A Sentinel.
+    #[must_use]
+    pub fn watching(flavor: Flavor, version: Version) -> Self {
+        Self { cluster: false, sentinel: true, ..Self::of(flavor, version) }
     }
 
     #[must_use]
@@ -178,17 +190,37 @@ impl SimFleet {
         self.lock().calls.look_faults.insert(index, fault);
     }
 
+    /// Lets a replica of the shard that a node is in take over, by force, just before the command with
+    /// that index.
+    pub fn take_over_at(&self, index: u64, member: &Address) {
+        self.lock().calls.takeovers.insert(index, member.clone());
+    }
+
+    /// When the last failover that was ordered so was over, if there was one.
+    #[must_use]
+    pub fn taken_over_ms(&self) -> Option<u64> {
+        let world = self.lock();
+        world.calls.taken_over_at.map(|at| at - START)
+    }
+
     /// Takes back the faults that were ordered and did not happen yet.
     pub fn no_more_faults(&self) {
         let mut world = self.lock();
         world.calls.faults.clear();
         world.calls.look_faults.clear();
+        world.calls.takeovers.clear();
     }
 
     /// Every command that was sent, in order.
     #[must_use]
     pub fn calls(&self) -> Vec<CallRecord> {
         self.lock().calls.records.clone()
+    }
+
+    /// How many commands were sent: the index of the next one.
+    #[must_use]
+    pub fn commands(&self) -> u64 {
+        self.lock().calls.records.len() as u64
     }
 
     /// How many looks there were.

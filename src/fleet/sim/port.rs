@@ -13,7 +13,7 @@ use super::verbs::Refusal;
 use super::world::{START, World};
 use crate::domain::moving::talk::{Answer, Saying};
 use crate::domain::node::Address;
-use crate::domain::observation::Report;
+use crate::domain::observation::{Attached, Report};
 use crate::domain::step::command::Verb;
 use crate::fleet::{Ask, Fleet, FleetError, Talk, Target};
 
@@ -135,11 +135,9 @@ impl World {
         if let Err(error) = self.reach(&target.address, self.calls.timeout_ms) {
             return End::With(Err(error));
         }
-        let replicas = self.servers.values().filter(|s| s.is_running() && s.sync.is_up());
-        let replicas = replicas.filter(|s| s.upstream().as_ref() == Some(&target.address)).count();
+        let replicas = self.attached(&target.address);
         let jobs = self.given_away(&target.address);
         let report = self.servers.get(&target.address).map(|server| {
-            let replicas = u32::try_from(replicas).unwrap_or(u32::MAX);
             let mut report = server.report(target, ask, self.now, replicas);
             if let Some(view) = &mut report.cluster {
                 view.jobs = jobs;
@@ -147,6 +145,18 @@ impl World {
             report
         });
         End::With(report.ok_or_else(|| refused(&target.address)))
+    }
+
+    /// The replicas that are connected to a node.
+    pub fn attached(&self, node: &Address) -> Vec<Attached> {
+        let replicas = self.servers.values().filter(|s| s.is_running() && s.sync.is_up());
+        let attached = replicas.filter(|s| s.upstream().as_ref() == Some(node)).map(|s| Attached {
+            address: s.address.clone(),
+            state: "online".to_owned(),
+            offset: s.sync.offset,
+            lag_seconds: 0,
+        });
+        attached.collect()
     }
 
     fn knock(&mut self, node: &Address, port: u16) -> Result<(), FleetError> {

@@ -10,7 +10,7 @@ use super::table::{Ms, Peer, Table};
 use crate::domain::Timestamp;
 use crate::domain::node::{Capabilities, ClusterNodeId, NodeKind};
 use crate::domain::observation::{
-    self, ClusterView, Memory, OpenSlot, Persistence, Replication, Report, Role,
+    self, Attached, ClusterView, History, Memory, OpenSlot, Persistence, Replication, Report, Role,
 };
 use crate::fleet::{Ask, Target};
 
@@ -26,24 +26,33 @@ pub(super) fn timestamp(at: Ms) -> Timestamp {
 }
 
 impl Server {
-    pub fn report(&self, target: &Target, ask: &Ask, now: Ms, replicas: u32) -> Report {
+    pub fn report(&self, target: &Target, ask: &Ask, now: Ms, replicas: Vec<Attached>) -> Report {
         let setting = |name: &str| self.settings.get(name).map(str::to_owned);
         let password = setting("masterauth").unwrap_or_default();
         let user = setting("masteruser").filter(|user| !user.is_empty());
         let shown = |name: &&String| !SECRET.contains(&name.to_ascii_lowercase().as_str());
+        let kind = match self.sentinel {
+            Some(_) => NodeKind::Sentinel,
+            None => NodeKind::Data,
+        };
         Report {
             observed_at: timestamp(now),
-            kind: NodeKind::Data,
+            kind,
             flavor: self.flavor,
             version: self.version,
             run_id: self.run_id.clone(),
             uptime_seconds: (now - self.started_at) / 1000,
             loading: false,
-            role: role(self.is_replica()),
+            role: match kind {
+                NodeKind::Sentinel => Role::Sentinel,
+                NodeKind::Data => role(self.is_replica()),
+            },
+            sentinel: self.watching(ask.master.as_deref(), now),
             replication: self.replication(now, replicas),
             memory: Memory {
                 used_bytes: self.used_bytes(),
                 max_bytes: self.settings.number("maxmemory"),
+                evicts: self.evicts(),
             },
             persistence: Persistence {
                 aof_enabled: self.settings.is_on("appendonly"),
@@ -52,6 +61,7 @@ impl Server {
             },
             keys: self.key_count() as u64,
             functions: self.functions,
+            connected_clients: 1,
             cluster_enabled: self.clustered,
             cluster: self.clustered.then(|| self.view()),
             settings: ask
@@ -70,7 +80,11 @@ impl Server {
         }
     }
 
-    fn replication(&self, now: Ms, replicas: u32) -> Replication {
+    pub fn role(&self) -> Role {
+        role(self.is_replica())
+    }
+
+    pub fn replication(&self, now: Ms, replicas: Vec<Attached>) -> Replication {
         let replica = self.is_replica();
         let (link_up, copying) = match &self.sync.link {
             SyncLink::Up { .. } => (true, false),
@@ -85,7 +99,18 @@ impl Server {
                 .then(|| now.saturating_sub(self.sync.last_io) / 1000),
             offset: self.sync.offset,
             replid: self.sync.replid.clone(),
-            connected_replicas: replicas,
+            connected_replicas: u32::try_from(replicas.len()).unwrap_or(u32::MAX),
+            before: self
+                .sync
+                .before
+                .as_ref()
+                .map(|(replid, up_to)| History { replid: replid.clone(), offset: up_to + 1 }),
+            priority: u32::try_from(self.settings.number("replica-priority"))
+                .ok()
+                .filter(|_| replica),
+            read_only: replica.then_some(true),
+            failover: None,
+            replicas,
         }
     }
 

@@ -7,6 +7,7 @@ use super::bus::{Envelope, Outgoing};
 use super::dice::Dice;
 use super::failover::Manual;
 use super::keys::{Change, Keys, Value};
+use super::sentinel::Sentinel;
 use super::settings::Settings;
 use super::sync::Sync;
 use super::table::{Ms, Table};
@@ -36,6 +37,13 @@ pub(super) struct Server {
     pub run_id: String,
     pub started_at: Ms,
     pub clustered: bool,
+    /// Whose replica it is outside of clusters, now and by its config file.
+    pub follows: Option<Address>,
+    pub follows_by_file: Option<Address>,
+    /// Until when `CLIENT PAUSE` has writes wait.
+    pub paused_until: Ms,
+    /// What it watches, if it is a Sentinel.
+    pub sentinel: Option<Sentinel>,
     pub settings: Settings,
     pub table: Table,
     pub keys: Keys,
@@ -69,6 +77,10 @@ impl Server {
             run_id: dice.hex(),
             started_at: now,
             clustered: options.cluster,
+            follows: None,
+            follows_by_file: None,
+            paused_until: 0,
+            sentinel: options.sentinel.then(|| Sentinel::new(dice.hex())),
             settings,
             table: Table::new(dice.id(), dice.hex()),
             keys: Keys::new(),
@@ -90,7 +102,7 @@ impl Server {
     }
 
     pub fn is_replica(&self) -> bool {
-        self.table.me.replica
+        if self.clustered { self.table.me.replica } else { self.follows.is_some() }
     }
 
     pub fn node_timeout(&self) -> Ms {
@@ -124,6 +136,8 @@ impl Server {
         self.run_id = self.dice.hex();
         self.started_at = now;
         self.settings.reload();
+        self.follows.clone_from(&self.follows_by_file);
+        self.paused_until = 0;
         self.sync = Sync::new(&mut self.dice);
         match keep {
             Keep::Everything => {}
@@ -135,6 +149,11 @@ impl Server {
         }
         self.functions &= keep == Keep::Everything;
         self.table.restarted(now);
+        match &mut self.sentinel {
+            Some(sentinel) if keep != Keep::Nothing => sentinel.restarted(now),
+            Some(sentinel) => *sentinel = Sentinel::new(self.dice.hex()),
+            None => {}
+        }
         self.compare_keys_with_slots();
     }
 

@@ -103,8 +103,28 @@ impl Sync {
 impl Server {
     /// Whom it replicates from: its primary as its table has it.
     pub fn upstream(&self) -> Option<Address> {
+        if !self.clustered {
+            return self.follows.clone();
+        }
         let id = self.table.me.primary.as_ref().filter(|_| self.is_replica())?;
         self.table.get(id)?.address.clone()
+    }
+
+    /// `REPLICAOF`: what it has stays until its new primary says whether it can go on from there.
+    pub fn replica_of(&mut self, primary: &Address, now: Ms) {
+        if self.follows.as_ref() != Some(primary) {
+            self.follows = Some(primary.clone());
+            self.stream.clear();
+            self.sync.link = SyncLink::Down { retry_at: now };
+        }
+    }
+
+    /// `REPLICAOF NO ONE`.
+    pub fn replica_of_none(&mut self) {
+        if self.follows.take().is_some() {
+            let history = self.dice.hex();
+            self.sync.promote(history);
+        }
     }
 }
 
@@ -152,6 +172,10 @@ fn step(replica: &mut Server, servers: &mut BTreeMap<Address, Server>, now: Ms) 
             replica.sync.link = SyncLink::Down { retry_at: now + RETRY_MS };
         }
         return;
+    }
+    // Who was promoted cuts its replicas off, so that they hear of its new history.
+    if !replica.clustered && replica.sync.is_up() && replica.sync.replid != primary.sync.replid {
+        replica.sync.link = SyncLink::Down { retry_at: now };
     }
     match replica.sync.link.clone() {
         SyncLink::Up { .. } => {

@@ -29,9 +29,48 @@ impl Refusal {
 
 impl Server {
     pub fn execute(&mut self, verb: &Verb, target: &Target, now: Ms) -> Result<(), Refusal> {
+        if self.sentinel.is_some() {
+            return self.watch_over(verb, target, now);
+        }
         match verb {
             Verb::ConfigSet { name, value } => self.settings.set(name, value),
-            Verb::ConfigRewrite => self.settings.rewrite(),
+            Verb::ConfigRewrite => {
+                self.settings.rewrite()?;
+                self.follows_by_file.clone_from(&self.follows);
+                Ok(())
+            }
+            Verb::ReplicaOf(_) | Verb::ReplicaOfNone if self.clustered => {
+                Err(Refusal::err("REPLICAOF not allowed in cluster mode."))
+            }
+            Verb::ReplicaOf(primary) => {
+                self.replica_of(primary, now);
+                Ok(())
+            }
+            Verb::ReplicaOfNone => {
+                self.replica_of_none();
+                Ok(())
+            }
+            Verb::PauseWrites { ms } => {
+                self.paused_until = self.paused_until.max(now + ms);
+                Ok(())
+            }
+            Verb::Unpause => {
+                self.paused_until = 0;
+                Ok(())
+            }
+            Verb::FlushFunctions => {
+                if self.is_replica() {
+                    let why = "You can't write against a read only replica.";
+                    return Err(Refusal::new("READONLY", why));
+                }
+                self.functions = false;
+                Ok(())
+            }
+            Verb::Confirm(id) if id.0 == self.run_id => Ok(()),
+            Verb::Confirm(id) if !self.clustered => {
+                let said = format!("it is {} and not {id}", self.run_id);
+                Err(Refusal::new(ANOTHER_NODE, said))
+            }
             Verb::SetReplicationLogin => {
                 let Some(login) = &target.replication else {
                     let why = "the topology names no credential for replication";
@@ -40,6 +79,13 @@ impl Server {
                 self.settings.set("masteruser", login.username.as_deref().unwrap_or_default())?;
                 self.settings.set("masterauth", login.reveal())
             }
+            Verb::Watch { .. }
+            | Verb::SetWatch { .. }
+            | Verb::SetWatchLogin(_)
+            | Verb::Unwatch(_)
+            | Verb::ResetWatch(_)
+            | Verb::FailOverWatch { .. }
+            | Verb::FlushSentinelConfig => self.watch_over(verb, target, now),
             Verb::FlushAll if self.is_replica() => {
                 Err(Refusal::new("READONLY", "You can't write against a read only replica."))
             }
@@ -56,7 +102,6 @@ impl Server {
             | Verb::Failover(_)
             | Verb::BumpEpoch
             | Verb::CancelSlotJobs
-            | Verb::Confirm(_)
                 if !self.clustered =>
             {
                 Err(Refusal::err("This instance has cluster support disabled"))

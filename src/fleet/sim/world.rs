@@ -9,7 +9,7 @@ use super::dice::Dice;
 use super::jobs::Job;
 use super::server::{Life, Server};
 use super::table::Ms;
-use super::{Keep, SimOptions, sync};
+use super::{Keep, SimOptions, sync, watching};
 use crate::domain::node::Address;
 
 /// Virtual time begins here, so that nothing happened "at 0".
@@ -102,12 +102,20 @@ impl World {
 
     fn tick(&mut self, address: &Address) {
         let Some(mut server) = self.servers.remove(address) else { return };
+        if server.is_running() && !server.clustered {
+            server.ticks += 1;
+            sync::ping_replicas(&mut server);
+        }
         if server.is_running() && server.clustered {
             server.tick(self.now, &Around(&self.servers));
             sync::ping_replicas(&mut server);
             server.take_arrivals(self.now);
         }
+        let watches = server.sentinel.is_some();
         self.servers.insert(address.clone(), server);
+        if watches {
+            watching::tick(&mut self.servers, address, self.now);
+        }
         self.settle(address);
     }
 

@@ -24,13 +24,13 @@ macro_rules! error_pages {
 error_pages! {
     "E501" "E502" "E503" "E504" "E505" "E506"
     "another_node" "body_too_large" "busy" "consent_required" "convergence_timeout" "database_unavailable"
-    "forbidden" "gone" "idempotency_in_flight" "idempotency_key_reused" "in_use" "internal" "invalid_body" "invalid_json" "invalid_parameter" "keys_left_behind"
+    "forbidden" "full_sync" "gone" "idempotency_in_flight" "idempotency_key_reused" "in_use" "incompatible_version" "internal" "invalid_body" "invalid_json" "invalid_parameter" "keys_left_behind"
     "majority_alive" "method_not_allowed" "name_taken" "no_effect" "no_majority" "no_reply" "node_has_keys" "node_taken"
-    "nodes_unfit" "not_acceptable" "not_cluster_enabled" "not_found" "old_primary_answers" "open_slot" "placement_impossible"
+    "nodes_unfit" "not_a_sentinel" "not_acceptable" "not_cluster_enabled" "not_found" "old_primary_answers" "open_slot" "placement_impossible"
     "plan_active" "plan_state" "precondition_failed" "precondition_required" "refused" "rejected"
     "replica_of_ghost" "role_changed"
-    "secret_key_missing" "slot_job_failed" "slots_taken" "stale_fingerprint" "stranger" "unauthorized"
-    "unknown_path" "unreachable" "unsettled" "unsupported" "unsupported_media_type" "webhook_disabled" "wrong_role"
+    "replica_lag" "secret_key_missing" "slot_job_failed" "sentinel_id_twice" "slots_taken" "stale_fingerprint" "stranger" "stranger_sentinel" "target_full" "two_primaries" "unauthorized"
+    "unknown_path" "unreachable" "unsettled" "unsupported" "unsupported_media_type" "watches_another" "webhook_disabled" "wrong_role"
 }
 
 /// The page of a code.

@@ -410,6 +410,8 @@ fn read_intent(value: Value) -> Result<Intent, ApiError> {
         Some("rebalance") => of(rest, Intent::Rebalance),
         Some("add_shard") => of(rest, Intent::AddShard),
         Some("remove_shard") => of(rest, Intent::RemoveShard),
+        Some("add_sentinel") => of(rest, Intent::AddSentinel),
+        Some("remove_sentinel") => of(rest, Intent::RemoveSentinel),
         // The spec for itself, for it has a tag of its own.
         Some("replace_spec") => {
             let new = read::<NewSpec>(rest, "/intent").map_err(invalid)?;

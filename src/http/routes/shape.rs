@@ -12,7 +12,7 @@ use crate::domain::node::Address;
 use crate::domain::observation::{Mark, Observation, OpenSlot};
 use crate::domain::slot::SlotSet;
 use crate::domain::spec::{Mode, Spec};
-use crate::domain::survivability::{self, Loss, Lost, Survivability, groups};
+use crate::domain::survivability::{self, Loss, Lost, Survivability};
 use crate::domain::topology::Layout;
 use crate::domain::view::{self, Primary, ReplicaState};
 use crate::http::App;
@@ -309,7 +309,7 @@ pub async fn survivability(
 ) -> Result<Json<Survivability>, ApiError> {
     let stored = find(&app, &caller, &name).await?;
     let seen = last_seen(&app, stored.wanted.id).await?;
-    Ok(Json(survivability::survivability(&groups(&stored.wanted, &seen))))
+    Ok(Json(survivability::of(&stored.wanted, &seen)))
 }
 
 /// What one imagined loss would do.
@@ -324,5 +324,5 @@ pub async fn what_if(
 ) -> Result<Json<Loss>, ApiError> {
     let stored = find(&app, &caller, &name).await?;
     let seen = last_seen(&app, stored.wanted.id).await?;
-    Ok(Json(survivability::what_if(&groups(&stored.wanted, &seen), &body.fail)))
+    Ok(Json(survivability::loss(&stored.wanted, &seen, &body.fail)))
 }

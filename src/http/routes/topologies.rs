@@ -177,6 +177,7 @@ impl PlanRequest {
             accept_hazard: self.accept_hazard,
             accept: self.accept,
             expect_fingerprint: self.expect_fingerprint,
+            thorough: false,
             reason: self.reason,
         })
     }

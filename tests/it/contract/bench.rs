@@ -79,14 +79,69 @@ impl World {
         self.comes_back()
     }
 
+    /// Whether an old primary can take part in a failover that a Sentinel leads.
+    pub fn fails_over_together(&self) -> bool {
+        self.flavor == Flavor::Valkey && self.version.major >= 9
+    }
+
+    /// Starts blank nodes outside of clusters, and after them Sentinels that watch nobody.
+    pub async fn start_watched(self, data: usize, sentinels: usize) -> Bench {
+        let config = [("repl-diskless-sync-delay", "0")];
+        let stage = match &self.binary {
+            None => {
+                let fleet = SimFleet::new(self.seed);
+                let lone = SimOptions {
+                    uptime_ms: 0,
+                    cluster: false,
+                    ..SimOptions::of(self.flavor, self.version)
+                };
+                let lone = config.iter().fold(lone, |all, (name, value)| all.with(name, value));
+                let watching = SimOptions::watching(self.flavor, self.version);
+                let address = |n: usize| format!("127.0.0.1:{}", 7001 + n).parse().unwrap();
+                let nodes: Vec<Address> = (0..data + sentinels).map(address).collect();
+                for (n, node) in nodes.iter().enumerate() {
+                    fleet.add_node(node, if n < data { &lone } else { &watching });
+                }
+                Stage::Sim(fleet, nodes)
+            }
+            Some(binary) => {
+                let folder = Folder::fresh("reeve-test").unwrap();
+                let mut nodes = Vec::new();
+                for n in 0..data + sentinels {
+                    let dir = folder.join(&format!("node-{n}"));
+                    let lone = RedisOptions {
+                        dir: dir.clone(),
+                        with_config_file: true,
+                        ..RedisOptions::default()
+                    };
+                    let lone = config.iter().fold(lone, |all, (name, value)| all.with(name, value));
+                    let options = if n < data { lone } else { RedisOptions::sentinel(dir) };
+                    let options = RedisOptions { binary: Some(binary.clone()), ..options };
+                    nodes.push(Redis::start(options).await.unwrap());
+                }
+                Stage::Real { fleet: Box::new(redis_fleet()), nodes, _folder: folder }
+            }
+        };
+        Bench { world: self, stage }
+    }
+
     /// Starts blank cluster nodes that are quick to lose patience.
     pub async fn start(self, count: usize) -> Bench {
+        self.start_as(count, true).await
+    }
+
+    /// The same outside of clusters.
+    pub async fn start_lone(self, count: usize) -> Bench {
+        self.start_as(count, false).await
+    }
+
+    async fn start_as(self, count: usize, cluster: bool) -> Bench {
         let config = [("cluster-node-timeout", "1000"), ("repl-diskless-sync-delay", "0")];
         let stage = match &self.binary {
             None => {
                 let fleet = SimFleet::new(self.seed);
-                let options =
-                    SimOptions { uptime_ms: 0, ..SimOptions::of(self.flavor, self.version) };
+                let options = SimOptions::of(self.flavor, self.version);
+                let options = SimOptions { uptime_ms: 0, cluster, ..options };
                 let options =
                     config.iter().fold(options, |all, (name, value)| all.with(name, value));
                 let address = |n: usize| format!("127.0.0.1:{}", 7001 + n).parse().unwrap();
@@ -101,10 +156,12 @@ impl World {
                     let options = RedisOptions {
                         binary: Some(binary.clone()),
                         with_config_file: true,
+                        cluster,
                         ..RedisOptions::cluster(folder.join(&format!("node-{n}")))
                     };
-                    let options =
-                        config.iter().fold(options, |all, (name, value)| all.with(name, value));
+                    let config =
+                        config.iter().filter(|(n, _)| cluster || !n.starts_with("cluster"));
+                    let options = config.fold(options, |all, (name, value)| all.with(name, value));
                     nodes.push(Redis::start(options).await.unwrap());
                 }
                 let fleet = redis_fleet();
@@ -166,7 +223,7 @@ impl Bench {
 
     pub async fn asked(&self, node: usize, settings: &[&str]) -> Report {
         let settings = settings.iter().map(|name| (*name).to_owned()).collect();
-        self.fleet().look(&self.target(node), &Ask { settings }).await.unwrap()
+        self.fleet().look(&self.target(node), &Ask { settings, ..Ask::default() }).await.unwrap()
     }
 
     pub async fn view(&self, node: usize) -> ClusterView {
@@ -174,7 +231,7 @@ impl Bench {
     }
 
     pub async fn id(&self, node: usize) -> ClusterNodeId {
-        self.view(node).await.my_id
+        self.look(node).await.identity()
     }
 
     pub async fn try_send(&self, node: usize, verbs: &[Verb]) -> Result<(), FleetError> {
@@ -335,7 +392,9 @@ impl Bench {
             }
             Stage::Real { nodes, .. } => {
                 nodes[node].kill();
-                if !keep_identity {
+                // Left by a full copy that went by way of the disk (6.2).
+                let _ = std::fs::remove_file(nodes[node].dir().join("dump.rdb"));
+                if !keep_identity && nodes[node].dir().join("nodes.conf").exists() {
                     std::fs::remove_file(nodes[node].dir().join("nodes.conf")).unwrap();
                 }
                 nodes[node].restart().await.unwrap();

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use self::circle::Circle;
 use self::owners::{Owner, Parts};
 use super::create::{cannot_be_read, first_fault};
+use super::lone;
 use super::reshape::reshaped;
 use crate::domain::id::{ShardId, TopologyId};
 use crate::domain::node::{Address, ClusterNodeId, NodeKind};
@@ -49,8 +50,10 @@ pub fn unasked(seeds: &[Address], seen: &Observation) -> Result<BTreeSet<Address
     let ids: BTreeSet<&ClusterNodeId> =
         seeds.iter().filter_map(|s| seen.view(s)).map(|v| &v.my_id).collect();
     let known = ids.into_iter().flat_map(|id| circle::unasked(id, seen));
-    let seeds = seeds.iter().filter(|s| !seen.nodes.contains_key(s));
-    let unasked: BTreeSet<Address> = seeds.chain(known).cloned().collect();
+    let fresh = seeds.iter().filter(|s| !seen.nodes.contains_key(s));
+    let mut unasked: BTreeSet<Address> = fresh.chain(known).cloned().collect();
+    unasked.extend(lone::adopt::unasked(seen));
+    unasked.extend(lone::adopt_watched::unasked(seeds, seen));
     // A node may be known by two addresses.
     if seen.nodes.len() + unasked.len() > 2 * MAX_NODES {
         return Err(too_many());
@@ -60,7 +63,13 @@ pub fn unasked(seeds: &[Address], seen: &Observation) -> Result<BTreeSet<Address
 
 /// The seen cluster as spec and layout. `seen` holds a look at every address that [`unasked`] named.
 pub fn adopt(request: &Request, seen: &Observation) -> Result<Adoption, Refusal> {
-    let (seed, first) = seed(request, seen)?;
+    if let Some(name) = lone::adopt_watched::meant(request.seeds, seen)? {
+        return lone::adopt_watched::adopt(request, &name, seen);
+    }
+    let (seed, first) = match seed(request, seen)? {
+        Seed::Cluster(seed, first) => (seed, first),
+        Seed::Lone(seed) => return lone::adopt::adopt(request, seed, seen),
+    };
     let circle = Circle::around(first, seen);
     refuse_other_clusters(request, seed, &circle, seen)?;
     let parts = Parts::of(&circle.parties);
@@ -104,12 +113,15 @@ pub fn adopt(request: &Request, seen: &Observation) -> Result<Adoption, Refusal>
     Ok(Adoption { spec, layout: Layout::Cluster { shards }, seed: seed.clone(), warnings })
 }
 
-/// The first seed that answers, if all that do are cluster nodes.
-fn seed<'a>(
-    request: &Request<'a>,
-    seen: &'a Observation,
-) -> Result<(&'a Address, &'a ClusterNodeId), Refusal> {
-    let (mut first, mut silent) = (None, Vec::new());
+/// The first seed that answers.
+enum Seed<'a> {
+    Cluster(&'a Address, &'a ClusterNodeId),
+    /// One outside of clusters.
+    Lone(&'a Address),
+}
+
+fn seed<'a>(request: &Request<'a>, seen: &'a Observation) -> Result<Seed<'a>, Refusal> {
+    let (mut first, mut silent): (Option<Seed>, _) = (None, Vec::new());
     for (i, seed) in request.seeds.iter().enumerate() {
         let mut unread = |detail: String| {
             silent.push(FieldError::new(format!("/seeds/{i}"), format!("{seed} {detail}")));
@@ -120,16 +132,22 @@ fn seed<'a>(
                 unread(cannot_be_read(&s.code, &s.message, "credentials.admin"));
             }
             Sighting::Seen(report) if report.kind == NodeKind::Sentinel => {
-                return Err(no_cluster_node(seed, "is a Sentinel"));
-            }
-            Sighting::Seen(report) if !report.cluster_enabled => {
-                return Err(no_cluster_node(seed, "does not run in cluster mode"));
+                return Err(no_data_node(seed, "is a Sentinel"));
             }
             Sighting::Seen(report) if report.loading => {
                 unread("still loads its data: try again when it is done".to_owned());
             }
+            Sighting::Seen(report) if !report.cluster_enabled => {
+                if matches!(first, Some(Seed::Cluster(..))) {
+                    return Err(other_kind(i, seed));
+                }
+                first = first.or(Some(Seed::Lone(seed)));
+            }
+            Sighting::Seen(_) if matches!(first, Some(Seed::Lone(_))) => {
+                return Err(other_kind(i, seed));
+            }
             Sighting::Seen(report) => match &report.cluster {
-                Some(view) => first = first.or(Some((seed, &view.my_id))),
+                Some(view) => first = first.or(Some(Seed::Cluster(seed, &view.my_id))),
                 None => unread("does not let this user see the cluster: give the ACL user the rights that the documentation lists".to_owned()),
             },
         }
@@ -138,10 +156,17 @@ fn seed<'a>(
     first.ok_or(Refusal::NodesUnfit { errors: silent, redis })
 }
 
-fn no_cluster_node(seed: &Address, what: &str) -> Refusal {
+fn no_data_node(seed: &Address, what: &str) -> Refusal {
     Refusal::Unsupported(format!(
-        "{seed} {what}; replication and sentinel deployments cannot be adopted yet, only a Redis Cluster can"
+        "{seed} {what} and does not say whom it watches: give the ACL user the rights that the documentation lists, or name data nodes"
     ))
+}
+
+fn other_kind(i: usize, seed: &Address) -> Refusal {
+    let why = format!(
+        "{seed} is of another kind than the seeds before it, of which one runs in cluster mode and one does not: name seeds of one deployment"
+    );
+    Refusal::Invalid(vec![FieldError::new(format!("/seeds/{i}"), why)])
 }
 
 fn refuse_other_clusters(

@@ -7,9 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Goal, Leaver, Question, peopled, primary, shards};
 use crate::domain::node::{Address, ClusterNodeId};
-use crate::domain::observation::{
-    ClusterView, MarkKind, Observation, OpenSlot, Report, Role, SlotJobView,
-};
+use crate::domain::observation::{ClusterView, Observation, OpenSlot, Report, Role, SlotJobView};
 use crate::domain::slot::SlotSet;
 use crate::domain::step::cancel::CancelSlotJobs;
 use crate::domain::step::slots::{End, MoveMethod, MoveSlots};
@@ -141,8 +139,11 @@ fn half_way(q: &Question) -> Vec<MoveSlots> {
                 parties(q).find(owns).map(|p| p.end.address)
             };
             let here = party.end.address.clone();
+            let gone = || owner().filter(|_| !party.view.my_slots().contains(open.slot));
             let pair = if open.giving {
-                other().map(|to| (here, to))
+                // Where it is through, whoever owns it now is the one to close it with: after a
+                // failover that may be another node than the one that it was given to.
+                gone().or_else(other).map(|to| (here, to))
             } else {
                 owner().filter(|owner| *owner != here).or_else(other).map(|from| (from, here))
             };
@@ -181,12 +182,7 @@ fn ours(q: &Question) -> SlotSet {
     if q.terms.moving.closes_foreign {
         return SlotSet::all();
     }
-    let marked = q.seen.marks.iter().filter_map(|m| match &m.what {
-        MarkKind::OpenSlots(open) => Some(&open.slots),
-        MarkKind::Setting(_) | MarkKind::Unwritten | MarkKind::Identity(_) | MarkKind::Hold(_) => {
-            None
-        }
-    });
+    let marked = q.seen.marks.iter().filter_map(|m| m.what.open_slots()).map(|open| &open.slots);
     marked.fold(SlotSet::empty(), |all, slots| all.union(slots))
 }
 
@@ -222,19 +218,15 @@ fn resolve(q: &Question, id: &ClusterNodeId) -> Option<Address> {
     if let Some(party) = parties(q).find(|p| p.end.id == *id) {
         return Some(party.end.address);
     }
-    let marked = q.seen.marks.iter().find_map(|m| match &m.what {
-        MarkKind::OpenSlots(o) if o.from == *id || o.to == *id => {
-            // Each end has its own.
-            q.seen.view(&m.node).is_none_or(|v| v.my_id == *id).then_some(&m.node)
-        }
-        MarkKind::OpenSlots(_)
-        | MarkKind::Setting(_)
-        | MarkKind::Unwritten
-        | MarkKind::Identity(_)
-        | MarkKind::Hold(_) => None,
+    let marked = q.seen.marks.iter().find_map(|m| {
+        let ours = m.what.open_slots().is_some_and(|o| o.from == *id || o.to == *id);
+        // Each end has its own.
+        (ours && q.seen.view(&m.node).is_none_or(|v| v.my_id == *id)).then_some(&m.node)
     });
     let node = address_of(id, q.seen).or(marked)?;
-    let of_node = |(shard, _): &&(Shard, SlotSet)| peopled(q, shard).members.contains(node);
+    let of_node = |(shard, _): &&(Shard, SlotSet)| {
+        peopled(q, shard).members.contains(node) || q.terms.lost.get(node) == Some(&shard.id)
+    };
     let (shard, slots) = shards(q).iter().find(of_node)?;
     primary(q, shard, slots)
 }

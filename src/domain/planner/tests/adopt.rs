@@ -425,7 +425,7 @@ fn what_is_no_cluster_is_refused() {
     report.cluster_enabled = false;
     two.nodes.insert(far.clone(), Sighting::Seen(Box::new(report)));
     let text = why(&both, &[], &two).to_string();
-    assert!(text.contains("replication and sentinel deployments cannot be adopted yet"), "{text}");
+    assert!(text.contains("of another kind than the seeds before it"), "{text}");
 
     let mut silent = made.clone();
     dies(&mut silent, &seeds[0]);

@@ -109,7 +109,7 @@ proptest! {
 }
 
 /// Whoever is dead shows so with all others.
-fn bury(seen: &mut Observation, node: &Address) {
+pub(super) fn bury(seen: &mut Observation, node: &Address) {
     let id = seen.view(node).unwrap().my_id.clone();
     super::drain::silence(seen, node);
     let others: Vec<Address> = seen

@@ -19,11 +19,11 @@ use crate::domain::refusal::Refusal;
 use crate::domain::topology::Shard;
 use crate::domain::view::{ReplicaState, agreed_primary};
 
-fn slots_of(shard: usize, topology: &Topology) -> SlotSet {
+pub(super) fn slots_of(shard: usize, topology: &Topology) -> SlotSet {
     topology.layout.shards()[shard].1.clone()
 }
 
-fn from_to(from: usize, to: usize, count: u16) -> ReshardIntent {
+pub(super) fn from_to(from: usize, to: usize, count: u16) -> ReshardIntent {
     let step =
         SlotMove { from: from.to_string(), to: to.to_string(), slots: None, count: Some(count) };
     ReshardIntent { moves: vec![step], max_latency_ms: None }
@@ -35,16 +35,16 @@ fn weighted(weights: &[f64]) -> RebalanceIntent {
     RebalanceIntent { weights, ..RebalanceIntent::default() }
 }
 
-fn adding(nodes: &[NodeSpec], rebalance: bool) -> AddShardIntent {
+pub(super) fn adding(nodes: &[NodeSpec], rebalance: bool) -> AddShardIntent {
     AddShardIntent { nodes: nodes.iter().cloned().map(NodeChoice::New).collect(), rebalance }
 }
 
-fn removing(shard: usize) -> RemoveShardIntent {
+pub(super) fn removing(shard: usize) -> RemoveShardIntent {
     RemoveShardIntent { shard: Some(shard.to_string()), primary: None }
 }
 
 /// One of the four, as chance has it.
-fn asked(
+pub(super) fn asked(
     kind: u8,
     (one, other): (Index, Index),
     count: u16,
@@ -100,7 +100,7 @@ fn is_safe(step: &Step, want: &Topology, world: &Observation) -> Result<(), Test
 
 /// The world when nothing is left to do. A forecast takes each step once, so that a prefix in which
 /// some have left may need another one for those who leave later.
-fn carried_out(
+pub(super) fn carried_out(
     want: &Topology,
     terms: &Terms,
     seen: &Observation,
@@ -225,7 +225,7 @@ proptest! {
 }
 
 /// Four shards on nodes 1 to 8 in three zones, with keys.
-fn four() -> (Topology, Observation) {
+pub(super) fn four() -> (Topology, Observation) {
     made(&spec(4, 1, (0..8).map(|n| node(n, &format!("z{}", n % 3))).collect()), 9)
 }
 
@@ -372,7 +372,7 @@ fn a_shard_goes_where_there_is_room_for_what_it_has() {
     let figures = Figures { bytes, ..Figures::default() };
     let limit = |seen: &mut Observation, node: &Address, free: u64| {
         change(seen, node, |r| {
-            r.memory = Memory { used_bytes: 5_000_000, max_bytes: 5_000_000 + free };
+            r.memory = Memory { used_bytes: 5_000_000, max_bytes: 5_000_000 + free, evicts: false };
         });
     };
     limit(&mut seen, &leads[0], 120_000);

@@ -219,3 +219,20 @@ async fn a_job_moves_all_or_nothing() {
     fleet.restart(&address(1), Keep::Everything);
     assert_eq!(states(&fleet, 1).await, [], "jobs are in memory only");
 }
+
+#[tokio::test]
+async fn a_replica_takes_over_between_two_commands() {
+    for member in [1, 4] {
+        let fleet = half_way().await;
+        fleet.plant(&address(1), "{bar}0");
+        let next = fleet.calls().len() as u64;
+        fleet.take_over_at(next + 1, &address(member));
+        let batch = [sends(2, &["{bar}0"]), importing(&fleet, 1)];
+        let answers = say_on(&fleet, Lane::Bulk, 1, 1, &batch).await.unwrap();
+        assert_eq!(answers[0], Answer::Done);
+        fleet.advance(100);
+        let holding = |port| fleet.inspect(&address(port)).unwrap();
+        assert_eq!((holding(1).primary, holding(4).primary), (false, true));
+        assert!(holding(4).slots.contains(SLOT) && holding(4).epoch > holding(2).epoch);
+    }
+}

