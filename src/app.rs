@@ -13,6 +13,8 @@ use crate::clock;
 use crate::domain::access::Role;
 use crate::domain::id::{InstanceId, TokenId};
 use crate::domain::policy::Policy;
+use crate::domain::receiver::{Allowed, ParseAllowedError};
+use crate::engine::courier::Caller;
 use crate::engine::{Engine, Options};
 use crate::fleet::metered::Metered;
 use crate::fleet::redis::{ParseReachError, Reach, RedisFleet, Timeouts};
@@ -37,6 +39,10 @@ pub enum ServeError {
     Listen { address: SocketAddr, source: std::io::Error },
     #[error("REEVE_NODE_ALLOW_CIDRS: {0}")]
     Reach(#[from] ParseReachError),
+    #[error("REEVE_WEBHOOK_ALLOW_CIDRS: {0}")]
+    Receivers(#[from] ParseAllowedError),
+    #[error("TLS cannot be set up")]
+    Tls(#[from] tokio_rustls::rustls::Error),
     #[error("the machine gives no random numbers")]
     NoRandomness,
     #[error("serving failed")]
@@ -100,6 +106,7 @@ fn engine(
         ..defaults
     };
     let reach = settings.node_allow_cidrs.as_deref().map(Reach::parse).transpose()?;
+    let receivers = settings.webhook_allow_cidrs.as_deref().map(Allowed::parse).transpose()?;
     let timeouts = Timeouts { send: settings.commands_within(), ..Timeouts::default() };
     let redis = RedisFleet::new(timeouts, reach.unwrap_or_default(), clock::now);
     let me = Instance {
@@ -116,6 +123,7 @@ fn engine(
         lease_ttl: settings.lease_ttl,
         commands_within: settings.commands_within(),
         secret_key: settings.secret_key.map(SecretKey::new),
+        caller: Caller::new(receivers.unwrap_or_default())?,
     };
     Ok(Engine::new(store, Arc::new(Metered::new(redis)), options))
 }
@@ -124,12 +132,15 @@ fn hostname() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// Keeps the memory of histograms bounded.
+/// Keeps the memory of histograms bounded, and what is touched seldom from being forgotten.
 async fn upkeep(metrics: metrics_exporter_prometheus::PrometheusHandle, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(Duration::from_secs(5)) => metrics.run_upkeep(),
+            () = tokio::time::sleep(Duration::from_secs(5)) => {
+                metrics::gauge!("reeve_streams").increment(0.0);
+                metrics.run_upkeep();
+            }
         }
     }
 }

@@ -42,6 +42,11 @@ pub struct Flags {
     #[arg(long, env = "REEVE_NODE_ALLOW_CIDRS")]
     pub node_allow_cidrs: Option<String>,
 
+    /// Address ranges beside the public ones that webhooks may be sent to, such as 10.0.0.0/8, with
+    /// commas between them [default: none]
+    #[arg(long, env = "REEVE_WEBHOOK_ALLOW_CIDRS")]
+    pub webhook_allow_cidrs: Option<String>,
+
     /// How often each topology is looked at, in milliseconds [default: 1000]
     #[arg(long, env = "REEVE_WATCH_INTERVAL_MS")]
     pub watch_interval_ms: Option<u64>,
@@ -83,6 +88,7 @@ pub struct Settings {
     pub log: String,
     pub log_format: LogFormat,
     pub node_allow_cidrs: Option<String>,
+    pub webhook_allow_cidrs: Option<String>,
     pub watch_interval: Duration,
     pub lease_ttl: Duration,
     pub max_retries: Option<u32>,
@@ -148,6 +154,7 @@ impl Settings {
             log: flags.log.or(file.log).unwrap_or_else(|| "info".to_owned()),
             log_format: flags.log_format.or(file.log_format).unwrap_or(LogFormat::Pretty),
             node_allow_cidrs: flags.node_allow_cidrs.or(file.node_allow_cidrs),
+            webhook_allow_cidrs: flags.webhook_allow_cidrs.or(file.webhook_allow_cidrs),
             watch_interval: Duration::from_millis(interval),
             lease_ttl: Duration::from_millis(lease_ttl),
             max_retries: flags.max_retries.or(file.max_retries),

@@ -33,7 +33,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("lib", &[]),
     ("main", &["app", "demo", "http", "settings", "store", "client"]),
-    ("bin", &["demo", "client", "domain"]),
+    ("bin", &["demo", "client", "domain", "clock"]),
 ];
 
 /// Crates that the pure core must not name: they would bring I/O, a clock or randomness.

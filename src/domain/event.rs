@@ -49,6 +49,13 @@ event_types! {
     NodeDown = "node.down";
     NodeRecovered = "node.recovered";
     NodeRemoved = "node.removed";
+    /// The primary of a shard does not answer.
+    FailoverDetected = "failover.detected";
+    /// Another node is on its way to take over: the nodes elect one, or a plan has named one.
+    FailoverStarted = "failover.started";
+    FailoverCompleted = "failover.completed";
+    /// Nobody took over.
+    FailoverFailed = "failover.failed";
     PrimaryChanged = "primary.changed";
     /// A Sentinel names another primary to clients than before.
     SentinelSwitched = "sentinel.switched";
@@ -61,6 +68,8 @@ event_types! {
     FindingClosed = "finding.closed";
     SlotsUncovered = "slots.uncovered";
     SlotsCovered = "slots.covered";
+    /// A webhook gets nothing any more, since it failed for too long or said that it is gone.
+    WebhookDisabled = "webhook.disabled";
 }
 
 impl EventType {

@@ -41,6 +41,10 @@ ids! {
     InstanceId;
     /// A diagnosed fault or risk.
     FindingId;
+    /// An endpoint that subscribed to events.
+    WebhookId;
+    /// The attempts to hand one event to one endpoint.
+    DeliveryId;
 }
 
 impl ShardId {

@@ -15,6 +15,8 @@ pub mod balance;
 pub mod credential;
 pub mod diagnosis;
 pub mod event;
+pub mod event_data;
+pub mod failovers;
 pub mod fault;
 pub mod files;
 pub mod handover;
@@ -30,6 +32,7 @@ pub mod placement;
 pub mod plan;
 pub mod planner;
 pub mod policy;
+pub mod receiver;
 pub mod refusal;
 mod schema;
 pub mod sentinel;
@@ -42,6 +45,7 @@ pub mod succession;
 pub mod survivability;
 pub mod topology;
 pub mod view;
+pub mod webhook;
 
 /// Times come from the database, or from the clock at the edge; here they are only compared.
 pub type Timestamp = chrono::DateTime<chrono::Utc>;

@@ -5,7 +5,7 @@ use utoipa::ToSchema;
 
 use super::fault::Fault;
 use super::hazard::Hazard;
-use super::id::PlanId;
+use super::id::{PlanId, WebhookId};
 use super::plan::PlanState;
 use super::settled::Offer;
 
@@ -57,6 +57,8 @@ pub enum Refusal {
     StaleFingerprint { expected: String, seen: String },
     #[error("{0}")]
     InUse(String),
+    #[error("the webhook {0} is disabled; enable it with PATCH /v1/webhooks/{0}")]
+    WebhookDisabled(WebhookId),
     #[error("the topology is not as wanted: {}", first(.differences))]
     Unsettled { differences: Vec<FieldError>, offers: Vec<Offer> },
 }

@@ -5,6 +5,7 @@
 //! believes nothing that a later look does not show. So a turn may end anywhere, and the next one,
 //! of this process or another, goes on from what it sees.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -15,14 +16,18 @@ use super::Engine;
 use super::finish::Finisher;
 use super::judge::Judge;
 use super::lease::Lease;
-use super::look::LoginError;
+use super::look::{LoginError, Logins, ask, target};
+use super::lookout::{Lookout, Round};
 use super::run::{self, Run};
 use super::watcher::Watch;
 use crate::domain::event::EventType;
 use crate::domain::id::TopologyId;
+use crate::domain::node::Address;
 use crate::domain::plan::{Displacement, Plan, PlanError, PlanState, Requested, WaitingFor};
 use crate::domain::planner::{self, Goal, Question, Terms};
+use crate::domain::spec::Spec;
 use crate::engine::desk::DeskError;
+use crate::fleet::Ask;
 use crate::store::StoreError;
 use crate::store::plans::Move;
 use crate::store::topologies::StoredTopology;
@@ -31,6 +36,12 @@ use crate::store::topologies::StoredTopology;
 const READ_AGAIN: Duration = Duration::from_millis(20);
 /// A node that missed a look is looked at again after this long.
 const SUSPECT_POLL: Duration = Duration::from_millis(250);
+/// Those who may take over from a primary that is missing, after this long.
+const HEIR_POLL: Duration = Duration::from_millis(25);
+/// The part of an interval that a look may come too early.
+const SPARE: u32 = 20;
+/// Everybody is looked at this often at least while somebody is missing.
+const CLOSE_AT_MOST: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum KeepError {
@@ -86,6 +97,7 @@ pub struct Keeper {
     lease: Arc<Lease>,
     id: TopologyId,
     watch: Option<Watch>,
+    lookout: Lookout,
     judge: Option<Judge>,
     run: Option<Run>,
     finisher: Finisher,
@@ -102,6 +114,7 @@ impl Keeper {
             lease,
             id,
             watch: None,
+            lookout: Lookout::default(),
             judge: None,
             run: None,
             finisher: Finisher::default(),
@@ -112,7 +125,7 @@ impl Keeper {
     /// One look and what follows from it; how long to pause until the next, or `None` when the
     /// topology is gone.
     pub async fn turn(&mut self) -> Result<Option<Duration>, KeepError> {
-        let engine = self.engine.clone();
+        let (engine, turned) = (self.engine.clone(), Instant::now());
         if let Some(run) = &mut self.run {
             self.judge = None;
             let plan = engine.store.plan(run.plan).await?;
@@ -162,8 +175,18 @@ impl Keeper {
         };
         let marks = engine.store.marks(self.id).await?;
         let marked = marks.iter().map(|m| m.node.clone()).collect();
-        let before = watch.seen.as_deref();
-        let mut seen = engine.look(&stored.wanted.spec, &marked, &logins, before).await;
+        let began = Instant::now();
+        let spec = &stored.wanted.spec;
+        let ask = Arc::new(ask(Some(spec)));
+        let nodes = everybody(spec, &marked);
+        let mut before = watch.seen.as_deref().cloned().unwrap_or_default();
+        before.nodes.retain(|node, _| nodes.contains(node));
+        let targets = nodes.iter().map(|node| target(node, &logins));
+        let Round { mut seen, mut glances } =
+            self.lookout.round(&engine, targets, &ask, &before).await;
+        // Who owes an answer may have left meanwhile.
+        seen.nodes.retain(|node, _| nodes.contains(node));
+        glances.retain(|node, _| nodes.contains(node));
         seen.marks = marks;
         let settled = planner::settled_marks(&Question {
             want: &stored.wanted,
@@ -177,7 +200,7 @@ impl Keeper {
             seen.marks.retain(|m| !settled.contains(m));
         }
         let seen = Arc::new(seen);
-        watch.note(&engine, self.lease.held, &stored, seen.clone()).await?;
+        watch.note(&engine, self.lease.held, &stored, None, seen.clone(), &glances).await?;
         if self.judge.is_none() {
             self.judge = Some(Judge::resume(&engine, self.id).await?);
         }
@@ -185,12 +208,62 @@ impl Keeper {
             judge.note(&engine, self.lease.held, &stored, &seen).await?;
         }
         self.finisher.note(&engine, &stored, &seen).await;
-        let suspects = watch.health.has_suspects();
-        Ok(Some(if suspects {
-            SUSPECT_POLL.min(engine.watch_interval)
-        } else {
-            engine.watch_interval
-        }))
+        let interval = self.stay_close(&stored, began, &ask, &logins).await?;
+        // From look to look it is never longer: what comes before a look is counted, and some to spare.
+        let lead = began.duration_since(turned);
+        Ok(Some((interval - interval / SPARE).saturating_sub(began.elapsed() + lead)))
+    }
+
+    /// Until the next look at everybody: looks at suspects a few times a second, and at those who may
+    /// take over from a primary that is missing as often as makes sense. Returns when that look is due.
+    async fn stay_close(
+        &mut self,
+        stored: &StoredTopology,
+        began: Instant,
+        ask: &Arc<Ask>,
+        logins: &Logins,
+    ) -> Result<Duration, KeepError> {
+        let (interval, close) =
+            (self.engine.watch_interval, self.engine.watch_interval.min(CLOSE_AT_MOST));
+        let (mut suspected, mut took) = (Instant::now(), Duration::ZERO);
+        loop {
+            let watch = self.watch.get_or_insert_default();
+            let mut nodes = watch.heirs(stored);
+            // What is large takes its time, and must not take all of it.
+            let heirs = HEIR_POLL.max(took * 2);
+            let pause = if nodes.is_empty() { SUSPECT_POLL } else { heirs };
+            if suspected.elapsed() + pause >= SUSPECT_POLL {
+                nodes.extend(watch.health.suspects().cloned());
+            }
+            let idle = nodes.is_empty() && watch.health.suspects().next().is_none();
+            if idle {
+                return Ok(interval);
+            }
+            if began.elapsed() + pause >= close {
+                return Ok(close);
+            }
+            tokio::select! {
+                () = self.lease.over.cancelled() => return Ok(close),
+                () = self.lease.rung() => {
+                    // Whatever it was, it is for a whole turn.
+                    self.lease.ring();
+                    return Ok(close);
+                }
+                () = tokio::time::sleep(pause) => {}
+            }
+            if nodes.iter().any(|node| watch.health.suspects().any(|s| s == node)) {
+                suspected = Instant::now();
+            }
+            let before = watch.seen.clone().unwrap_or_default();
+            let targets = nodes.iter().map(|node| target(node, logins));
+            let Round { mut seen, mut glances } =
+                self.lookout.round(&self.engine, targets, ask, &before).await;
+            seen.nodes.retain(|node, _| before.nodes.contains_key(node));
+            glances.retain(|node, _| before.nodes.contains_key(node));
+            let (held, noting) = (self.lease.held, Instant::now());
+            watch.note(&self.engine, held, stored, None, Arc::new(seen), &glances).await?;
+            took = noting.elapsed();
+        }
     }
 
     /// A plan that waited for another to end begins from how things stand now; where it cannot, it
@@ -258,6 +331,12 @@ impl Keeper {
             Displacement::Preempt | Displacement::Supersede => Ok(Some(base).filter(is_at_work)),
         }
     }
+}
+
+/// The nodes that a spec names, and those beside them.
+fn everybody(spec: &Spec, also: &BTreeSet<Address>) -> BTreeSet<Address> {
+    let named = spec.nodes().iter().chain(spec.sentinels()).map(|node| &node.address);
+    named.chain(also).cloned().collect()
 }
 
 /// Whether a plan needs turns: a paused one that nobody asks anything of only waits.

@@ -203,7 +203,7 @@ pub fn target(address: &Address, logins: &Logins) -> Target {
 }
 
 /// The settings that a spec names, and those that plans read or write.
-fn ask(spec: Option<&Spec>) -> Ask {
+pub(super) fn ask(spec: Option<&Spec>) -> Ask {
     let mut settings: BTreeSet<String> =
         spec.into_iter().flat_map(|spec| spec.settings().keys()).cloned().collect();
     settings.insert("cluster-node-timeout".to_owned());

@@ -9,7 +9,9 @@
 //! - [`handover`] conducts a change of primary outside of clusters, which is a matter of milliseconds.
 //! - [`judge`] tells faults and risks as findings, while no plan is at work.
 //! - [`restored`] notices that the database was put back to an older state.
-//! - [`watcher`] tells what a look changed: health, primaries, the past.
+//! - [`lookout`] looks at each node for itself; [`watcher`] tells what a look changed: health,
+//!   failovers, the past.
+//! - [`courier`] hands events to webhooks.
 //! - [`hub`] listens to the database and passes progress on; [`tail`] reads what is new in the
 //!   journal, once for all streams, and [`guests`] sees that no stream outlives its token.
 //!
@@ -17,8 +19,10 @@
 //! nodes, and goes on.
 
 pub mod apply;
+pub mod courier;
 pub mod desk;
 mod finish;
+mod gauges;
 pub mod guests;
 mod handover;
 pub mod hub;
@@ -26,6 +30,7 @@ mod judge;
 pub mod keeper;
 pub mod lease;
 pub mod look;
+mod lookout;
 mod mover;
 mod moves;
 mod restored;
@@ -44,6 +49,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::courier::Caller;
 use self::guests::Guests;
 use self::hub::Hub;
 use self::lease::Lease;
@@ -70,6 +76,8 @@ pub struct Engine {
     pub watch_interval: Duration,
     /// Without it, credentials can be neither stored nor used.
     pub secret_key: Option<SecretKey>,
+    /// Calls the endpoints of webhooks.
+    pub caller: Caller,
     /// What was seen last, by topology.
     seen: RwLock<HashMap<TopologyId, Arc<Observation>>>,
     pub me: Instance,
@@ -96,6 +104,7 @@ pub struct Options {
     pub lease_ttl: Duration,
     pub commands_within: Duration,
     pub secret_key: Option<SecretKey>,
+    pub caller: Caller,
 }
 
 impl Engine {
@@ -111,6 +120,7 @@ impl Engine {
             policy: options.policy,
             watch_interval: options.watch_interval,
             secret_key: options.secret_key,
+            caller: options.caller,
             seen: RwLock::default(),
             me: options.me,
             lease_ttl: options.lease_ttl,
@@ -128,6 +138,8 @@ impl Engine {
         tasks.spawn(tail::run(self.clone(), stop.clone()));
         tasks.spawn(guests::watch(self.clone(), stop.clone()));
         tasks.spawn(watcher::watch_spares(self.clone(), stop.clone()));
+        tasks.spawn(courier::run(self.clone(), stop.clone()));
+        tasks.spawn(courier::keep_up(self.clone(), stop.clone()));
         tasks.spawn(lease::tend(self.clone(), stop.clone(), tasks.clone()));
     }
 

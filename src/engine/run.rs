@@ -18,8 +18,10 @@ use super::mover::{Moved, Stall};
 use super::moves::{self, Course};
 use super::verdict;
 use super::watcher::Watch;
-use crate::clock::jitter;
+use crate::clock::{self, jitter};
+use crate::domain::Timestamp;
 use crate::domain::event::{EventType, NewEvent};
+use crate::domain::failovers::Glance;
 use crate::domain::fault::{Fault, NO_REPLY, Retry};
 use crate::domain::health::Health;
 use crate::domain::id::{PlanId, ShardId};
@@ -166,10 +168,13 @@ impl Run {
         let marked = marks.iter().map(|m| &m.node);
         let also = plan.terms.others().chain(marked).cloned().collect();
         let before = watch.seen.as_deref();
+        let asked = clock::now();
         let mut seen = engine.look_past(spec, &also, &self.logins, before, barred).await;
         let looked_at = Instant::now();
         seen.marks = marks;
-        watch.note(engine, held, &self.stored, Arc::new(seen.clone())).await?;
+        let glances = glances(asked, clock::now(), &seen);
+        let noted = Arc::new(seen.clone());
+        watch.note(engine, held, &self.stored, Some(plan.id), noted, &glances).await?;
 
         if let Some(why) = self.stale(plan, &seen) {
             // Where this process knows why the world is ahead, all plans pause for that.
@@ -776,6 +781,15 @@ fn are(nodes: &[String]) -> String {
         [one] => format!("{one} is"),
         several => format!("{} are", several.join(", ")),
     }
+}
+
+/// When the nodes of a round were asked, and had answered or not.
+fn glances(asked: Timestamp, ended: Timestamp, seen: &Observation) -> BTreeMap<Address, Glance> {
+    let glance = |node| {
+        let ended = seen.report(node).map_or(ended, |report| report.observed_at);
+        Glance { asked, ended, late: false }
+    };
+    seen.nodes.keys().map(|node| (node.clone(), glance(node))).collect()
 }
 
 fn fence(held: Held) -> Fence {

@@ -1,21 +1,22 @@
-//! Tells what a look changed: who went silent or came back, who is primary now, whether slots are
-//! uncovered. Keeps the past.
+//! Tells what a look changed: who went silent or came back, which failovers begin and end, whether
+//! slots are uncovered. Keeps the past.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use futures::future::join_all;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::Engine;
-use super::look::{Logins, silence, target};
-use crate::domain::Timestamp;
+use super::gauges;
+use super::look::{Logins, target};
+use super::lookout::Lookout;
 use crate::domain::event::{EventType, NewEvent};
+use crate::domain::failovers::{Cause, Failovers, Glance, Look, Told};
 use crate::domain::health::{Health, MISSES_UNTIL_DOWN};
-use crate::domain::id::ShardId;
+use crate::domain::id::PlanId;
 use crate::domain::lineage::{self, Claim};
 use crate::domain::node::Address;
 use crate::domain::observation::{EmptiedMark, Mark, MarkKind, Observation, Role, Sighting};
@@ -38,10 +39,8 @@ const WRITE_AT_MOST: Duration = Duration::from_millis(1000);
 pub struct Watch {
     pub seen: Option<Arc<Observation>>,
     pub health: HealthBook,
-    primaries: BTreeMap<ShardId, Address>,
+    failovers: Failovers,
     covered: Option<bool>,
-    /// When each shard was last seen with a primary, and since when without.
-    absences: BTreeMap<ShardId, Absence>,
     /// Whom each Sentinel names.
     named: BTreeMap<Address, Address>,
     /// What each node of a lone shard had when it was seen last.
@@ -52,44 +51,6 @@ pub struct Watch {
     /// Events that the journal has not taken yet, and marks that go with them.
     pending: Vec<NewEvent>,
     rests: Vec<Mark>,
-}
-
-/// How long a shard was without a primary, as far as looks could tell.
-#[derive(Debug, Clone, Copy)]
-struct Absence {
-    last_with: Timestamp,
-    without: Option<(Timestamp, Timestamp)>,
-}
-
-impl Absence {
-    /// Notes one look.
-    fn note(
-        book: &mut BTreeMap<ShardId, Self>,
-        shard: ShardId,
-        present: bool,
-        now: Timestamp,
-    ) -> Self {
-        let absence = book.entry(shard).or_insert(Self { last_with: now, without: None });
-        if !present {
-            let since = absence.without.map_or(now, |(since, _)| since);
-            absence.without = Some((since, now));
-        }
-        let told = *absence;
-        if present {
-            *absence = Self { last_with: now, without: None };
-        }
-        told
-    }
-
-    fn since(&self, now: Timestamp) -> Timestamp {
-        self.without.map_or(now, |(since, _)| since)
-    }
-
-    fn bounds(&self, now: Timestamp) -> serde_json::Value {
-        let least = self.without.map_or(0, |(from, to)| (to - from).num_milliseconds());
-        let most = (now - self.last_with).num_milliseconds();
-        json!({ "at_least": least.max(0), "at_most": most.max(0) })
-    }
 }
 
 /// One life of a node, from start to end.
@@ -118,8 +79,11 @@ impl HealthBook {
         }
     }
 
-    /// Notes one look and returns the events that tell of changes.
-    pub fn note(&mut self, seen: &BTreeMap<Address, Sighting>) -> Vec<NewEvent> {
+    /// Notes what one look showed of these nodes, and returns the events that tell of changes.
+    pub fn note<'a>(
+        &mut self,
+        seen: impl Iterator<Item = (&'a Address, &'a Sighting)>,
+    ) -> Vec<NewEvent> {
         let mut events = Vec::new();
         for (address, sighting) in seen {
             let misses = self.misses.entry(address.clone()).or_default();
@@ -149,10 +113,13 @@ impl HealthBook {
         events
     }
 
-    /// Whether somebody has missed a look and should be looked at again soon.
-    #[must_use]
-    pub fn has_suspects(&self) -> bool {
-        self.health.values().any(|h| *h == Health::Suspect)
+    /// Those that have missed a look and should be looked at again soon.
+    pub fn suspects(&self) -> impl Iterator<Item = &Address> {
+        self.health.iter().filter(|(_, health)| **health == Health::Suspect).map(|(node, _)| node)
+    }
+
+    fn is_down(&self, node: &Address) -> bool {
+        self.health.get(node) == Some(&Health::Down)
     }
 }
 
@@ -166,6 +133,8 @@ impl Watch {
             watch.health.resume(node.address, node.health);
         }
         if let Some((_, seen)) = engine.store.observation(stored.wanted.id, None).await? {
+            let told = engine.store.open_failovers(stored.wanted.id).await?;
+            watch.failovers = Failovers::resume(&stored.wanted.layout, &seen, &told);
             watch.note_shape(stored, &seen);
             watch.rests.clear();
             watch.seen = Some(Arc::new(seen));
@@ -173,20 +142,38 @@ impl Watch {
         Ok(watch)
     }
 
-    /// Notes one look: remembers it, and writes it with its events where it is due.
+    /// Notes one look, at the nodes that `glances` names: remembers it, and writes it with its events
+    /// where it is due.
     pub async fn note(
         &mut self,
         engine: &Engine,
         held: Held,
         stored: &StoredTopology,
+        plan: Option<PlanId>,
         seen: Arc<Observation>,
+        glances: &BTreeMap<Address, Glance>,
     ) -> Result<(), StoreError> {
-        self.pending.extend(self.health.note(&seen.nodes));
+        let looked = |node: &Address| glances.get(node).is_some_and(|glance| !glance.late);
+        self.pending.extend(self.health.note(seen.nodes.iter().filter(|(node, _)| looked(node))));
+        let health = &self.health;
+        let failovers = self.failovers.note(&Look {
+            now: crate::clock::now(),
+            by: engine.me.id,
+            layout: &stored.wanted.layout,
+            seen: &seen,
+            glances,
+            down: &|node| health.is_down(node),
+            plan,
+        });
         let shape = self.note_shape(stored, &seen);
         // While a topology is made, primaries appear and slots are not covered yet: no news.
         if stored.created {
+            for told in &failovers {
+                self.note_failover(told, stored, &seen);
+            }
             self.pending.extend(shape);
         } else {
+            self.failovers.settle();
             self.rests.clear();
         }
         engine.remember(stored.wanted.id, seen.clone());
@@ -205,8 +192,34 @@ impl Watch {
             self.pending.clear();
             self.rests.clear();
             self.written = Some((Instant::now(), fingerprint));
+            gauges::show(stored, &seen, health);
         }
         Ok(())
+    }
+
+    /// What is to be looked at many times a second: the other members of shards whose primary is
+    /// missing.
+    #[must_use]
+    pub fn heirs(&self, stored: &StoredTopology) -> BTreeSet<Address> {
+        let shards = stored.wanted.layout.shards();
+        let troubled = shards.iter().filter(|(shard, _)| self.failovers.is_troubled(shard.id));
+        let members = troubled.flat_map(|(shard, _)| &shard.members);
+        let silent =
+            |node: &&Address| self.seen.as_ref().is_some_and(|seen| seen.report(node).is_none());
+        members.filter(|node| !silent(node)).cloned().collect()
+    }
+
+    fn note_failover(&mut self, told: &Told, stored: &StoredTopology, seen: &Observation) {
+        let data = serde_json::to_value(told).unwrap_or_default();
+        self.pending.push(NewEvent::new(told.kind(), data.clone()).by("reeve"));
+        gauges::count_failover(&stored.wanted.name, told);
+        if let Told::Completed(done) = told {
+            self.pending.push(NewEvent::new(EventType::PrimaryChanged, data).by("reeve"));
+            // One that Reeve had a hand in rests already.
+            let now = seen.report(&done.new_primary).filter(|_| done.cause != Cause::Planned);
+            let now = now.filter(|r| r.cluster_enabled && rests(done.shard, r, seen).is_none());
+            self.rests.extend(now.map(|r| rest(done.shard, &done.new_primary, r, true)));
+        }
     }
 
     fn note_shape(&mut self, stored: &StoredTopology, seen: &Observation) -> Vec<NewEvent> {
@@ -218,29 +231,11 @@ impl Watch {
         }
         let clustered = matches!(stored.wanted.layout, Layout::Cluster { .. });
         events.extend(self.note_sentinels(stored, seen));
-        for shard in &shards {
-            let at = crate::clock::now();
-            let absence = Absence::note(&mut self.absences, shard.id, shard.primary.is_some(), at);
-            let Some(now) = &shard.primary else { continue };
-            let before = self.primaries.insert(shard.id, now.clone());
-            if let Some(before) = before.filter(|b| b != now) {
-                // One that Reeve had a hand in rests already.
-                let voted = seen.report(now).filter(|r| r.cluster_enabled);
-                let elected = voted.filter(|r| rests(shard.id, r, seen).is_none());
-                self.rests.extend(elected.map(|r| rest(shard.id, now, r, true)));
-                events.push(NewEvent::new(
-                    EventType::PrimaryChanged,
-                    json!({ "shard": shard.id, "old_primary": before, "new_primary": now,
-                            "cause": "observed", "detected_at": absence.since(at),
-                            "completed_at": at, "unavailable_ms": absence.bounds(at) }),
-                ));
-            }
-        }
         let without: Vec<_> = shards.iter().filter(|s| s.primary.is_none()).map(|s| s.id).collect();
         let covered = without.is_empty();
         match self.covered.replace(covered).filter(|_| clustered) {
             Some(true) if !covered => {
-                events.push(NewEvent::new(EventType::SlotsUncovered, json!({ "shards": without })))
+                events.push(NewEvent::new(EventType::SlotsUncovered, json!({ "shards": without })));
             }
             Some(false) if covered => {
                 events.push(NewEvent::new(EventType::SlotsCovered, json!({})));
@@ -308,14 +303,25 @@ impl Watch {
     }
 }
 
+/// What was told of nodes that no topology names.
+#[derive(Default)]
+struct Spares {
+    book: HealthBook,
+    lookout: Lookout,
+    seen: Observation,
+    pending: Vec<NewEvent>,
+    written: Option<Instant>,
+}
+
 /// Looks at the registered nodes that belong to no topology, on one instance, so that what happens
 /// to them is told once.
 pub(super) async fn watch_spares(engine: Arc<Engine>, stop: CancellationToken) {
-    let (mut book, mut pending) = (HealthBook::default(), Vec::new());
+    let (mut spares, period) = (Spares::default(), engine.watch_interval * 2);
     loop {
+        let began = Instant::now();
         if !engine.eldest.load(Ordering::Relaxed) {
-            (book, pending) = Default::default();
-        } else if let Err(error) = look_at_spares(&engine, &mut book, &mut pending).await {
+            spares = Spares::default();
+        } else if let Err(error) = spares.look(&engine).await {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "spare nodes cannot be watched"
@@ -323,41 +329,41 @@ pub(super) async fn watch_spares(engine: Arc<Engine>, stop: CancellationToken) {
         }
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(engine.watch_interval * 2) => {}
+            () = tokio::time::sleep(period.saturating_sub(began.elapsed())) => {}
         }
     }
 }
 
-async fn look_at_spares(
-    engine: &Engine,
-    book: &mut HealthBook,
-    pending: &mut Vec<NewEvent>,
-) -> Result<(), StoreError> {
-    let filter = NodeFilter { unassigned: true, ..NodeFilter::default() };
-    let nodes = engine.store.nodes(&filter, i64::MAX).await?;
-    if nodes.is_empty() {
-        return Ok(());
-    }
-    let ask = Ask::default();
-    let looks = nodes.iter().map(|node| {
-        let ask = &ask;
-        async move {
+impl Spares {
+    async fn look(&mut self, engine: &Arc<Engine>) -> Result<(), StoreError> {
+        let filter = NodeFilter { unassigned: true, ..NodeFilter::default() };
+        let nodes = engine.store.nodes(&filter, i64::MAX).await?;
+        let mut targets = Vec::new();
+        for node in nodes {
             // Without its login a node would look broken, which it is not.
-            let admin = engine.login("credential", node.credential.as_deref()).await.ok()?;
-            let logins = Logins { admin, ..Logins::default() };
-            let sighting = match engine.fleet.look(&target(&node.address, &logins), ask).await {
-                Ok(report) => Sighting::Seen(Box::new(report)),
-                Err(error) => silence(error, node.sighting.as_ref()),
-            };
-            Some((node.address.clone(), sighting))
+            let login = engine.login("credential", node.credential.as_deref()).await;
+            let Ok(admin) = login else { continue };
+            targets.push(target(&node.address, &Logins { admin, ..Logins::default() }));
+            let before = node.sighting.unwrap_or(Sighting::Unknown);
+            self.seen.nodes.entry(node.address.clone()).or_insert(before);
+            self.book.resume(node.address, node.health);
         }
-    });
-    let seen: BTreeMap<Address, Sighting> = join_all(looks).await.into_iter().flatten().collect();
-    for node in &nodes {
-        book.resume(node.address.clone(), node.health);
+        let there: BTreeSet<Address> = targets.iter().map(|t| t.address.clone()).collect();
+        self.seen.nodes.retain(|node, _| there.contains(node));
+        let ask = Arc::new(Ask::default());
+        let round = self.lookout.round(engine, targets, &ask, &self.seen).await;
+        let looked = |node: &Address| round.glances.get(node).is_some_and(|glance| !glance.late);
+        self.seen = round.seen;
+        self.seen.nodes.retain(|node, _| there.contains(node));
+        let news = self.book.note(self.seen.nodes.iter().filter(|(node, _)| looked(node)));
+        self.pending.extend(news);
+        let due = self.written.is_none_or(|at| at.elapsed() >= WRITE_AT_LEAST);
+        if (due || !self.pending.is_empty()) && !there.is_empty() {
+            let (seen, health) = (&self.seen.nodes, &self.book.health);
+            engine.store.record_spares(seen, health, &self.pending).await?;
+            self.pending.clear();
+            self.written = Some(Instant::now());
+        }
+        Ok(())
     }
-    pending.extend(book.note(&seen));
-    engine.store.record_spares(&seen, &book.health, pending).await?;
-    pending.clear();
-    Ok(())
 }

@@ -89,6 +89,7 @@ const CODES: &[(&str, StatusCode, &str)] = &[
     ("in_use", StatusCode::CONFLICT, "It is still in use"),
     ("idempotency_in_flight", StatusCode::CONFLICT, "The same request is being carried out"),
     ("secret_key_missing", StatusCode::CONFLICT, "No secret key is configured"),
+    ("webhook_disabled", StatusCode::CONFLICT, "The webhook is disabled"),
     ("gone", StatusCode::GONE, "What was asked for is no longer kept"),
     ("precondition_failed", StatusCode::PRECONDITION_FAILED, "It has changed since it was read"),
     ("body_too_large", StatusCode::PAYLOAD_TOO_LARGE, "The body is too large"),
@@ -213,6 +214,7 @@ impl From<Refusal> for ApiError {
                 problem
             }
             Refusal::InUse(_) => Self::new("in_use", detail),
+            Refusal::WebhookDisabled(_) => Self::new("webhook_disabled", detail),
             Refusal::Unsettled { differences, offers } => {
                 let mut problem = Self::new("unsettled", detail).with_errors(differences);
                 problem.0.offers = offers;

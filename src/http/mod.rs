@@ -7,6 +7,7 @@ pub mod auth;
 pub mod error;
 pub mod extract;
 pub mod idempotency;
+mod letters;
 pub mod listener;
 pub mod openapi;
 pub mod page;
@@ -54,7 +55,7 @@ pub struct App {
 pub fn api() -> OpenApiRouter<App> {
     use routes::{
         adoptions, advice, credentials, events, files, findings, instances, keyslot, me, nodes,
-        ops, plans, shape, tokens, topologies,
+        ops, plans, shape, tokens, topologies, webhooks,
     };
     OpenApiRouter::new()
         .routes(routes!(ops::healthz))
@@ -100,6 +101,12 @@ pub fn api() -> OpenApiRouter<App> {
         .routes(routes!(credentials::delete))
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(tokens::delete))
+        .routes(routes!(webhooks::list, webhooks::create))
+        .routes(routes!(webhooks::get, webhooks::change, webhooks::delete))
+        .routes(routes!(webhooks::rotate))
+        .routes(routes!(webhooks::test))
+        .routes(routes!(webhooks::deliveries))
+        .routes(routes!(webhooks::redeliver))
         .routes(routes!(me::me))
         .routes(routes!(instances::list))
 }

@@ -7,7 +7,7 @@
 use serde_json::{Map, Value, json};
 use utoipa::openapi::OpenApi;
 
-use super::idempotency;
+use super::{idempotency, letters};
 
 const SCHEMAS: &str = "#/components/schemas/";
 
@@ -27,6 +27,7 @@ pub fn finish(document: OpenApi) -> Value {
         "description": "The HTTP control plane for Redis high availability. Errors are RFC 9457 problems; each code has a page at /errors/{code}.",
         "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
     });
+    letters::add(&mut document);
     if let Some(Value::Object(schemas)) = document.pointer_mut("/components/schemas") {
         name_variants(schemas);
         merge_flattened(schemas);

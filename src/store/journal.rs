@@ -3,8 +3,9 @@
 use chrono::{DateTime, Utc};
 use sqlx::{Postgres, Transaction};
 
-use super::{Store, StoreError};
-use crate::domain::event::{Event, NewEvent};
+use super::{Store, StoreError, deliveries, document};
+use crate::domain::event::{Event, EventType, NewEvent};
+use crate::domain::failovers::Told;
 use crate::domain::id::{PlanId, TopologyId};
 use crate::domain::refusal::Refusal;
 
@@ -51,7 +52,7 @@ impl EventFilter {
     }
 }
 
-/// Writes events as the last act of a transaction.
+/// Writes events as the last act of a transaction, and queues them for whoever subscribed to them.
 ///
 /// The order of locks is what keeps this from deadlocking: the topology's row first, then the
 /// advisory lock, after which nothing is waited for.
@@ -86,12 +87,13 @@ pub async fn append(
     let data: Vec<serde_json::Value> = events.iter().map(|e| e.data.clone()).collect();
     let plans: Vec<Option<uuid::Uuid>> = events.iter().map(|e| e.plan.map(|p| p.0)).collect();
     let actors: Vec<Option<String>> = events.iter().map(|e| e.actor.clone()).collect();
-    sqlx::query!(
+    let ids = sqlx::query_scalar!(
         "INSERT INTO events (id, seq, topology_id, topology, type, at, data, plan_id, actor)
          SELECT nextval('event_ids'), $2::bigint + e.ord - 1, $1, $3, e.kind, clock_timestamp(),
                 e.data, e.plan, e.actor
          FROM (SELECT * FROM unnest($4::text[], $5::jsonb[], $6::uuid[], $7::text[])
-               WITH ORDINALITY AS u(kind, data, plan, actor, ord) ORDER BY ord) e",
+               WITH ORDINALITY AS u(kind, data, plan, actor, ord) ORDER BY ord) e
+         RETURNING id",
         topology.map(|t| t.0),
         first_seq,
         name,
@@ -100,8 +102,14 @@ pub async fn append(
         &plans as &[Option<uuid::Uuid>],
         &actors as &[Option<String>],
     )
-    .execute(&mut **tx)
+    .fetch_all(&mut **tx)
     .await?;
+    deliveries::queue(tx, &ids).await?;
+    wake(tx).await
+}
+
+/// Wakes whoever follows the journal or delivers it, when the transaction is committed.
+pub(super) async fn wake(tx: &mut Transaction<'_, Postgres>) -> Result<(), StoreError> {
     sqlx::query!("SELECT pg_notify($1, '') AS \"sent: ()\"", CHANNEL).fetch_one(&mut **tx).await?;
     Ok(())
 }
@@ -168,6 +176,29 @@ impl Store {
             actor: r.actor,
         };
         Ok(rows.into_iter().map(event).collect())
+    }
+
+    /// What was told last of failovers that are under way, one for each shard.
+    pub async fn open_failovers(&self, topology: TopologyId) -> Result<Vec<Told>, StoreError> {
+        let rows = sqlx::query!(
+            "SELECT DISTINCT ON (data->>'shard') type AS kind, data FROM events
+             WHERE topology_id = $1 AND type LIKE 'failover.%'
+             ORDER BY data->>'shard', id DESC",
+            topology.0
+        );
+        let mut told = Vec::new();
+        for row in rows.fetch_all(&self.pool).await? {
+            match EventType::parse(&row.kind) {
+                Some(EventType::FailoverDetected) => {
+                    told.push(Told::Detected(document("events", "data", row.data)?));
+                }
+                Some(EventType::FailoverStarted) => {
+                    told.push(Told::Started(document("events", "data", row.data)?));
+                }
+                Some(_) | None => {}
+            }
+        }
+        Ok(told)
     }
 
     /// The id of the newest event; 0 where there is none.

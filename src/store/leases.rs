@@ -93,7 +93,7 @@ pub(super) async fn hold(
     if proven.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Fenced) }
 }
 
-fn interval(time: Duration) -> PgInterval {
+pub(super) fn interval(time: Duration) -> PgInterval {
     let microseconds = i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
     PgInterval { months: 0, days: 0, microseconds }
 }

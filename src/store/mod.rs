@@ -5,6 +5,7 @@
 
 pub mod adoptions;
 pub mod credentials;
+pub mod deliveries;
 pub mod findings;
 pub mod idempotency;
 pub mod journal;
@@ -15,6 +16,7 @@ pub mod plans;
 pub mod steps;
 pub mod tokens;
 pub mod topologies;
+pub mod webhooks;
 
 use std::borrow::Cow;
 use std::time::Duration;

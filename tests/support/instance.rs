@@ -9,6 +9,8 @@ use reeve::clock;
 use reeve::domain::hazard::Ceiling;
 use reeve::domain::id::InstanceId;
 use reeve::domain::policy::Policy;
+use reeve::domain::receiver::Allowed;
+use reeve::engine::courier::Caller;
 use reeve::engine::desk::PlanOptions;
 use reeve::engine::keeper::Keeper;
 use reeve::engine::lease::Lease;
@@ -63,6 +65,7 @@ pub fn engine(store: &Store, fleet: Arc<dyn Fleet>) -> Arc<Engine> {
         lease_ttl: TTL,
         commands_within: Duration::from_secs(1),
         secret_key: None,
+        caller: Caller::new(Allowed::default()).unwrap(),
     };
     Engine::new(store.clone(), fleet, options)
 }

@@ -13,20 +13,31 @@ pub type Error = Box<dyn std::error::Error>;
 pub struct Bench {
     pub client: Client,
     // Dropped in this order.
-    _server: Server,
+    server: Server,
     _postgres: Postgres,
     pub folder: Folder,
 }
 
 impl Bench {
     pub async fn start() -> Result<Self, Error> {
+        Self::with(&[]).await
+    }
+
+    /// The same with more settings, by the names of their variables.
+    pub async fn with(env: &[(&str, &str)]) -> Result<Self, Error> {
         let folder = Folder::fresh("reeve-bench")?;
         let postgres = Postgres::start(&folder.join("postgres")).await?;
         let options = ServerOptions::new(reeve_binary()?, folder.join("reeve"), postgres.url())?;
+        let options = env.iter().fold(options, |all, (name, value)| all.with(name, value));
         let server = Server::start(options).await?;
         let client = Client::new(&server.url(), server.token())?;
         println!("{}, {}", version("redis-server").await?, version("redis-cli").await?);
-        Ok(Self { client, _server: server, _postgres: postgres, folder })
+        Ok(Self { client, server, _postgres: postgres, folder })
+    }
+
+    /// Of the server.
+    pub fn pid(&self) -> u32 {
+        self.server.pid()
     }
 
     /// Has a plan made and carried out; how long that took since `begun`.

@@ -16,3 +16,4 @@ pub mod plans;
 pub mod shape;
 pub mod tokens;
 pub mod topologies;
+pub mod webhooks;

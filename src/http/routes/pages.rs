@@ -30,7 +30,7 @@ error_pages! {
     "plan_active" "plan_state" "precondition_failed" "precondition_required" "refused" "rejected"
     "replica_of_ghost" "role_changed"
     "replica_lag" "secret_key_missing" "slot_job_failed" "sentinel_id_twice" "slots_taken" "stale_fingerprint" "stranger" "stranger_sentinel" "target_full" "two_primaries" "unauthorized"
-    "unknown_path" "unreachable" "unsettled" "unsupported" "unsupported_media_type" "watches_another" "wrong_role"
+    "unknown_path" "unreachable" "unsettled" "unsupported" "unsupported_media_type" "watches_another" "webhook_disabled" "wrong_role"
 }
 
 /// The page of a code.

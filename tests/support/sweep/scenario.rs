@@ -76,7 +76,7 @@ impl Case {
             self.layers.application.put(&key)?;
         }
         self.sim.advance(5000);
-        self.prepare_slots(scenario).await?;
+        Box::pin(self.prepare_slots(scenario)).await?;
         if scenario == Scenario::Revert {
             self.submit(Scenario::Dissolve).await?;
             // Replicas go first, in one round; then the primaries would.
