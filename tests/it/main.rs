@@ -39,5 +39,7 @@ mod sentinel;
 mod stream;
 mod survival;
 mod sweep;
+mod sweep_lone;
+mod sweep_watched;
 mod watch;
 mod webhooks;

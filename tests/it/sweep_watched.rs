@@ -4,9 +4,20 @@
 use crate::support::repeats;
 use crate::support::sweep::{Scenario, Sweep, Way};
 
+/// `make test` takes part of the cases, of each way some, and of long plans fewer; `make soak` every
+/// one.
+fn stride(scenario: Scenario) -> usize {
+    if repeats() > 3 {
+        return 1;
+    }
+    match scenario {
+        Scenario::ReplaceNode | Scenario::ReplaceSpec => 29,
+        _ => 11,
+    }
+}
+
 async fn sweep(scenario: Scenario) {
-    let stride = if repeats() > 3 { 1 } else { 11 };
-    let found = Sweep::watched().await.run(scenario, &Way::ALL, true, stride).await;
+    let found = Sweep::watched().await.run(scenario, &Way::ALL, true, stride(scenario)).await;
     println!(
         "sweep of a watched {scenario:?}: {} commands, {} looks, {} cases, {} divergences",
         found.commands,

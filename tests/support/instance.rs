@@ -42,8 +42,9 @@ pub fn told(error: impl std::error::Error) -> String {
 }
 
 /// A shard rests for four times the node timeout after a failover, and every poll of that is a turn.
-pub fn options_of_nodes() -> SimOptions {
-    SimOptions::default().with("cluster-node-timeout", "5000")
+pub fn options_of_nodes(cluster: bool) -> SimOptions {
+    let options = SimOptions { cluster, ..SimOptions::default() };
+    options.with("cluster-node-timeout", "5000")
 }
 
 pub fn policy() -> Policy {

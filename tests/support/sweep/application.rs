@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use futures::future::BoxFuture;
 
 use reeve::domain::moving::talk::{Answer, Lane, Saying};
+use reeve::domain::node::Address;
 use reeve::domain::slot::{SlotSet, key_slot};
 use reeve::fleet::sim::SimFleet;
 use reeve::fleet::{Fleet, FleetError, Talk};
@@ -40,9 +41,18 @@ impl Application {
     }
 
     pub fn put(&self, key: &str) -> Result<(), String> {
-        let number = self.sim.put(key)?;
-        self.written.lock().unwrap().acknowledged.insert(key.to_owned(), number);
+        self.acknowledged(key, self.sim.put(key)?);
         Ok(())
+    }
+
+    /// The same on one node, outside of clusters.
+    pub fn put_on(&self, node: &Address, key: &str) -> Result<(), String> {
+        self.acknowledged(key, self.sim.put_on(node, key)?);
+        Ok(())
+    }
+
+    fn acknowledged(&self, key: &str, number: u64) {
+        self.written.lock().unwrap().acknowledged.insert(key.to_owned(), number);
     }
 
     /// Keys that are not as they were acknowledged.
@@ -51,6 +61,12 @@ impl Application {
         let written = self.written.lock().unwrap();
         let lost = written.acknowledged.iter().filter(|(key, n)| there.get(*key) != Some(n));
         lost.map(|(key, n)| format!("{key} of write {n}: {:?}", there.get(key))).collect()
+    }
+
+    /// Keys that one node does not hold, outside of clusters: there each is written but once.
+    pub fn lost_on(&self, node: &Address) -> Vec<String> {
+        let there = self.sim.inspect(node).map(|held| held.keys).unwrap_or_default();
+        self.keys().into_iter().filter(|key| !there.contains(key)).collect()
     }
 
     /// Keys that were acknowledged.

@@ -41,6 +41,11 @@ pub struct Case {
     pub second: Address,
     /// Who is to leave.
     pub leavers: BTreeSet<Address>,
+    /// Whether it is one primary with two replicas outside of clusters.
+    pub lone: bool,
+    pub sentinels: Vec<Address>,
+    /// A Sentinel that watches nobody at first.
+    pub guest_sentinel: Address,
     pub layers: Layers,
     /// Looks that were there before the operation was handed in.
     pub looks_before: u64,
@@ -49,14 +54,14 @@ pub struct Case {
 }
 
 impl Case {
-    pub fn new(store: Store, number: u32, mistake: Option<Mistake>) -> Self {
+    pub fn new(store: Store, number: u32, mistake: Option<Mistake>, lone: bool) -> Self {
         let sim = SimFleet::new(u64::from(number % 7));
         let host = format!("10.{}.{}", number / 250 % 250, number % 250);
         let address = |i: usize| format!("{host}.{}:7000", i + 1).parse::<Address>().unwrap();
-        let nodes: Vec<Address> = (0..6).map(address).collect();
+        let nodes: Vec<Address> = (0..if lone { 3 } else { 6 }).map(address).collect();
         let (guest, second) = (address(6), address(7));
         for node in nodes.iter().chain([&guest, &second]) {
-            sim.add_node(node, &options_of_nodes());
+            sim.add_node(node, &options_of_nodes(!lone));
         }
         let application = Application::new(sim.clone());
         let layers = Layers { application, record: Arc::default(), mistake };
@@ -74,6 +79,9 @@ impl Case {
             guest,
             second,
             leavers: BTreeSet::new(),
+            lone,
+            sentinels: vec![],
+            guest_sentinel: address(19),
             layers,
             looks_before: 0,
             turn_began: None,
@@ -104,7 +112,9 @@ impl Case {
             | Scenario::Reshard
             | Scenario::Rebalance
             | Scenario::AddShard
-            | Scenario::RemoveShard => self.submit(scenario).await?,
+            | Scenario::RemoveShard
+            | Scenario::AddSentinel
+            | Scenario::RemoveSentinel => self.submit(scenario).await?,
         }
         // A look that fails for the request itself refuses it, and that was all.
         self.looks_before = self.sim.looks();

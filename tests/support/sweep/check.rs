@@ -7,7 +7,6 @@ use reeve::domain::node::Address;
 use reeve::domain::observation::{MarkKind, Observation, Sighting};
 use reeve::domain::plan::Plan;
 use reeve::domain::planner;
-use reeve::domain::spec::Spec;
 use reeve::fleet::sim::SimFleet;
 use reeve::fleet::{Ask, Fleet, Target};
 
@@ -35,6 +34,7 @@ impl Case {
         let touched = self.sim.touched();
         let guests: &[&Address] = match scenario {
             Scenario::AddReplica | Scenario::ReplaceNode => &[&self.guest],
+            Scenario::ReplaceSpec if self.lone => &[&self.guest],
             Scenario::ReplaceSpec | Scenario::AddShard | Scenario::RemoveShard => {
                 &[&self.guest, &self.second]
             }
@@ -45,20 +45,32 @@ impl Case {
             | Scenario::RemoveReplica
             | Scenario::Reshard
             | Scenario::Rebalance
+            | Scenario::AddSentinel
+            | Scenario::RemoveSentinel
             | Scenario::Drain => &[],
         };
         let members: BTreeSet<Address> =
             self.nodes.iter().chain(guests.iter().copied()).cloned().collect();
-        ensure(touched.is_subset(&members), || format!("touched {touched:?}"))?;
-        let blank = options_of_nodes();
+        let newcomer = (scenario == Scenario::AddSentinel).then_some(&self.guest_sentinel);
+        let watchers = self.sentinels.iter().chain(newcomer);
+        let ours: BTreeSet<Address> = members.iter().chain(watchers).cloned().collect();
+        ensure(touched.is_subset(&ours), || format!("touched {touched:?}"))?;
+        let blank = options_of_nodes(!self.lone);
         let fresh = SimFleet::new(0);
         fresh.add_node(&self.nodes[0], &blank);
         let original = fresh.inspect(&self.nodes[0]).ok_or("no such node")?.settings;
         for node in &members {
             let now = self.sim.inspect(node).ok_or("no such node")?;
-            for name in ["cluster-node-timeout", "repl-diskless-sync-delay"] {
+            for name in [
+                "cluster-node-timeout",
+                "repl-diskless-sync-delay",
+                "replica-priority",
+                "min-replicas-to-write",
+            ] {
                 let (is, was) = (now.settings.get(name), original.get(name));
                 ensure(is == was, || format!("{name} of {node} is {is:?}, was {was:?}"))?;
+                let is = now.written.get(name);
+                ensure(is == was, || format!("{name} in {node}'s file is {is:?}, was {was:?}"))?;
             }
             if scenario == Scenario::Dissolve || self.leavers.contains(node) {
                 let blank = now.keys.is_empty() && now.slots.is_empty() && now.knows.is_empty();
@@ -77,6 +89,8 @@ impl Case {
             | Scenario::Rebalance
             | Scenario::AddShard
             | Scenario::RemoveShard
+            | Scenario::AddSentinel
+            | Scenario::RemoveSentinel
             | Scenario::ReplaceSpec => self.check_cluster(topology).await,
             Scenario::Drain => {
                 self.check_drained().await?;
@@ -88,9 +102,10 @@ impl Case {
     /// What is drained serves nothing.
     pub async fn check_drained(&self) -> Result<(), String> {
         let stored = self.store.topology(&self.name).await.map_err(told)?;
-        let Spec::Cluster(spec) = stored.wanted.spec else { return Err("no cluster".into()) };
-        ensure(spec.overrides.drained.len() == 3, || format!("{:?}", spec.overrides))?;
-        for node in &spec.overrides.drained {
+        let drained = stored.wanted.spec.drained();
+        let all = if self.lone { !drained.is_empty() } else { drained.len() == 3 };
+        ensure(all, || format!("drained {drained:?}"))?;
+        for node in drained {
             let now = self.sim.inspect(node).ok_or("no such node")?;
             ensure(!now.primary && now.slots.is_empty(), || format!("{node} serves: {now:?}"))?;
         }
@@ -122,7 +137,8 @@ impl Case {
         let stored = self.store.topology_by_id(topology).await.map_err(told)?;
         let wanted = stored.ok_or("the topology is gone")?.wanted;
         let mut seen = Observation::default();
-        for node in self.nodes.iter().chain([&self.guest, &self.second]) {
+        let nodes = self.nodes.iter().chain([&self.guest, &self.second]);
+        for node in nodes.chain(self.all_sentinels()) {
             let target =
                 Target { address: node.clone(), login: None, replication: None, fence: None };
             let report = self.sim.look(&target, &Ask::default()).await.map_err(told)?;
@@ -131,7 +147,12 @@ impl Case {
         let left =
             planner::unsettled(&wanted, &BTreeSet::new(), &BTreeSet::new(), &seen, &policy());
         ensure(left.is_empty(), || format!("it is not settled: {left:?}"))?;
-        let lost = self.layers.application.lost();
+        let lost = if self.lone {
+            let primary = self.one_primary(&wanted.layout.members())?;
+            self.layers.application.lost_on(&primary)
+        } else {
+            self.layers.application.lost()
+        };
         ensure(lost.is_empty(), || format!("{} keys are lost: {lost:?}", lost.len()))
     }
 

@@ -12,6 +12,7 @@ mod case;
 mod check;
 mod gate;
 mod layers;
+mod lone;
 mod mistaken;
 mod scenario;
 
@@ -101,6 +102,10 @@ pub struct Sweep {
     _postgres: Postgres,
     store: Store,
     mistake: Option<Mistake>,
+    /// Whether it is one primary with two replicas outside of clusters.
+    lone: bool,
+    /// How many Sentinels watch it.
+    watchers: usize,
     cases: u32,
 }
 
@@ -110,7 +115,25 @@ impl Sweep {
         let postgres = Postgres::start(&folder.join("postgres")).await.unwrap();
         let store = Store::new(&postgres.url(), TTL).unwrap();
         store.migrate().await.unwrap();
-        Self { _folder: folder, _postgres: postgres, store, mistake: None, cases: 0 }
+        Self {
+            _folder: folder,
+            _postgres: postgres,
+            store,
+            mistake: None,
+            lone: false,
+            watchers: 0,
+            cases: 0,
+        }
+    }
+
+    /// The same of a topology of mode replication.
+    pub async fn lone() -> Self {
+        Self { lone: true, ..Self::new().await }
+    }
+
+    /// The same with Sentinels that watch it.
+    pub async fn watched() -> Self {
+        Self { watchers: 3, ..Self::lone().await }
     }
 
     pub async fn with_mistake(mistake: Mistake) -> Self {
@@ -176,7 +199,8 @@ impl Sweep {
         counted: &mut Findings,
     ) -> Option<String> {
         self.cases += 1;
-        let mut case = Case::new(self.store.clone(), self.cases, self.mistake);
+        let mut case = Case::new(self.store.clone(), self.cases, self.mistake, self.lone);
+        case.add_watchers(self.watchers);
         if let Err(wrong) = Box::pin(case.prepare(scenario)).await {
             return Some(format!("preparing it: {wrong}"));
         }

@@ -28,7 +28,8 @@ pub enum Scenario {
     ReplaceNode,
     /// The zone with most primaries is drained.
     Drain,
-    /// Another spec: two blank nodes come in the place of a primary and of another shard's replica.
+    /// Another spec: two blank nodes come in the place of a primary and of another shard's replica;
+    /// outside of clusters one in the place of the primary.
     ReplaceSpec,
     /// Some slots with keys, and some without, go from one shard to another.
     Reshard,
@@ -38,19 +39,21 @@ pub enum Scenario {
     AddShard,
     /// A shard with few slots goes, and its nodes leave.
     RemoveShard,
+    /// One Sentinel more watches.
+    AddSentinel,
+    /// A Sentinel stops watching, and the others forget it.
+    RemoveSentinel,
 }
 
 impl Case {
     pub fn spec(&self) -> Spec {
-        let node = |(i, address): (usize, &Address)| NodeSpec {
-            address: address.clone(),
-            zone: self.zones[i % self.zones.len()].to_owned(),
-            host: None,
-        };
+        if self.lone {
+            return self.lone_spec();
+        }
         Spec::Cluster(ClusterSpec {
             shards: 3,
             replicas_per_shard: 1,
-            nodes: self.nodes.iter().enumerate().map(node).collect(),
+            nodes: self.in_zones(&self.nodes),
             credentials: Default::default(),
             tls: None,
             placement: Default::default(),
@@ -58,6 +61,17 @@ impl Case {
             failover: Default::default(),
             overrides: Default::default(),
         })
+    }
+
+    /// These in the zones, in turn.
+    pub fn in_zones(&self, nodes: &[Address]) -> Vec<NodeSpec> {
+        let zoned = nodes.iter().zip(self.zones.iter().cycle());
+        let node = |(address, zone): (&Address, &&str)| NodeSpec {
+            address: address.clone(),
+            zone: (*zone).to_owned(),
+            host: None,
+        };
+        zoned.map(node).collect()
     }
 
     /// Brings the world to where the operation begins.
@@ -73,7 +87,11 @@ impl Case {
         self.drive(None).await?;
         for i in 0..60 {
             let key = format!("key-{i}");
-            self.layers.application.put(&key)?;
+            if self.lone {
+                self.layers.application.put_on(&self.first(true)?, &key)?;
+            } else {
+                self.layers.application.put(&key)?;
+            }
         }
         self.sim.advance(5000);
         Box::pin(self.prepare_slots(scenario)).await?;
@@ -81,7 +99,7 @@ impl Case {
             self.submit(Scenario::Dissolve).await?;
             // Replicas go first, in one round; then the primaries would.
             let begun = self.sim.calls().len();
-            while self.sim.calls().len() < begun + 3 {
+            while self.sim.calls().len() < begun + if self.lone { 1 } else { 3 } {
                 self.turn().await?;
             }
             let plan = self.plan.ok_or("no plan")?;
@@ -182,6 +200,7 @@ impl Case {
                 let zone = self.zones.iter().max_by_key(primaries).map(|z| (*z).to_owned());
                 Intent::Drain(intent::DrainIntent { zone, node: None })
             }
+            Scenario::ReplaceSpec if self.lone => self.replace_primary().await?,
             Scenario::ReplaceSpec => self.replace_two().await?,
             Scenario::Reshard => self.moving(0, 1),
             Scenario::Rebalance => Intent::Rebalance(intent::RebalanceIntent {
@@ -193,6 +212,16 @@ impl Case {
                 self.leavers = [self.guest.clone(), self.second.clone()].into();
                 let (shard, primary) = (None, Some(self.guest.clone()));
                 Intent::RemoveShard(intent::RemoveShardIntent { shard, primary })
+            }
+            Scenario::AddSentinel => {
+                let address = self.guest_sentinel.clone();
+                let node = NodeSpec { address, zone: "d".to_owned(), host: None };
+                let node = intent::NodeChoice::New(node);
+                Intent::AddSentinel(intent::AddSentinelIntent { node })
+            }
+            Scenario::RemoveSentinel => {
+                let node = self.sentinels.first().cloned().ok_or("no Sentinel")?;
+                Intent::RemoveSentinel(intent::RemoveSentinelIntent { node })
             }
         };
         self.hand_in(&intent).await
