@@ -356,7 +356,7 @@ async fn what_cannot_be_adopted_is_refused_and_left_alone() {
         (with("seeds", json!(["127.0.0.1:1", "127.0.0.1:2"])), "nodes_unfit", "/seeds/0"),
         (with("seeds", json!([own, address(&world, 6)])), "invalid_body", "/seeds/1"),
         (with("seeds", json!([address(&world, 6)])), "invalid_body", "/seeds"),
-        (with("seeds", json!([own, plain])), "unsupported", ""),
+        (with("seeds", json!([own, plain])), "invalid_body", "/seeds/1"),
         (with("zones", json!({ "127.0.0.1:1": "a" })), "invalid_body", "/zones/127.0.0.1:1"),
         (with("zones", json!({ (own.clone()): " " })), "invalid_body", &format!("/zones/{own}")),
         (with("credentials", json!({ "admin": "no-such" })), "invalid_body", "/credentials/admin"),

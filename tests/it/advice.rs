@@ -106,7 +106,12 @@ async fn an_emptied_primary_leaves_the_data_of_the_others() {
         // Longer than a replica waits before it tries its primary again.
         tokio::time::sleep(Duration::from_millis(2500)).await;
         for (i, node) in running.iter().enumerate().filter(|(i, _)| *i != at) {
-            assert_eq!(node.ask(&["GET", "key"]), "value", "on node {i} of {}", server.display());
+            until("the data is there", within, async || {
+                let said = node.ask(&["GET", "key"]);
+                let whose = format!("{said:?} on node {i} of {}", server.display());
+                if said == "value" { Ok(()) } else { Err(whose) }
+            })
+            .await;
         }
     }
 }

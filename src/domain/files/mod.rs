@@ -12,8 +12,8 @@
 
 mod compose;
 mod conf;
+mod data;
 mod kubernetes;
-mod redis;
 mod sentinel;
 mod software;
 mod systemd;
@@ -80,9 +80,9 @@ pub fn files(topology: &Topology, primaries: &BTreeMap<ShardId, Address>) -> Vec
     let mut files = Vec::new();
     for node in topology.spec.nodes() {
         let (node, place) = (&node.address, Place::machine(&node.address));
-        files.push(file(node, "redis.conf", redis::conf(topology, node, &place)));
+        files.push(file(node, "redis.conf", data::conf(topology, node, &place)));
         if let Some(sibling) = sibling(topology, node, primaries) {
-            files.push(file(node, "guard.conf", redis::guard(node, sibling, &place)));
+            files.push(file(node, "guard.conf", data::guard(node, sibling, &place)));
         }
     }
     for node in topology.spec.sentinels() {
@@ -96,7 +96,7 @@ pub fn files(topology: &Topology, primaries: &BTreeMap<ShardId, Address>) -> Vec
 /// The `redis.conf` of one node that lives elsewhere than on a machine of its own.
 #[must_use]
 pub fn redis_conf(topology: &Topology, node: &Address, place: &Place) -> String {
-    redis::conf(topology, node, place)
+    data::conf(topology, node, place)
 }
 
 /// The `sentinel.conf` of one Sentinel that lives elsewhere than on a machine of its own.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::conf::Conf;
-use super::redis::{bind, named};
+use super::data::{bind, named};
 use super::{Place, folder};
 use crate::domain::id::ShardId;
 use crate::domain::node::Address;

@@ -131,9 +131,10 @@ mod tests {
     #[test]
     fn a_batch_stays_below_what_clients_may_wait() {
         for limit in [1, 5, 20] {
-            let took = wall(batch(&settled(limit)));
+            // Two are under way.
+            let took = 2 * wall(batch(&settled(limit)));
             let limit = Duration::from_millis(limit);
-            assert!(took <= limit && took >= limit / 3, "{limit:?}: {took:?}");
+            assert!(took <= limit / 2 && took >= limit / 6, "{limit:?}: {took:?}");
         }
     }
 

@@ -133,6 +133,8 @@ impl Action for ResetNode {
                 Some(_) | None
                     if r.run_id != self.term.run_id
                         || r.keys > self.term.keys
+                        // Outside of clusters nothing else tells that it was emptied before.
+                        || (r.cluster.is_none() && r.keys != self.term.keys)
                         || (r.functions && !self.term.functions && self.term.keys == 0) =>
                 {
                     Check::Blocked(Blocker {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use reeve::domain::id::TopologyId;
 use reeve::domain::node::Address;
-use reeve::domain::observation::{MarkKind, Observation, Sighting};
+use reeve::domain::observation::{Mark, MarkKind, Observation, Sighting};
 use reeve::domain::plan::Plan;
 use reeve::domain::planner;
 use reeve::fleet::sim::SimFleet;
@@ -17,18 +17,32 @@ use crate::support::safety::broken;
 
 /// After the end, so long that whatever was late has come.
 const AFTERWARDS_MS: u64 = 180_000;
+/// Looks of the watch after the end.
+const TURNS_AFTERWARDS: usize = 40;
 
 impl Case {
     /// What must hold in the end, also when whatever was late has come.
     pub async fn check(&mut self, scenario: Scenario) -> Result<(), String> {
         // One that was never reached must not meet those who check.
         self.sim.no_more_faults();
+        // One that froze when the plan needed it no more.
+        for node in self.nodes.iter().chain([&self.guest, &self.second]) {
+            self.sim.thaw(node);
+        }
         self.sim.advance(AFTERWARDS_MS);
         let plan = self.plan().await?;
         let topology = self.topology.ok_or("no topology")?;
-        let mut marks = self.store.marks(topology).await.map_err(told)?;
-        // A shard rests longer than its plan; the watch forgets it when that is over.
-        marks.retain(|m| !matches!(m.what, MarkKind::Hold(_)));
+        let mut marks = self.marks_left(topology).await?;
+        // Of a member that was dead, and was left apart, the watch takes them back when it has returned.
+        if plan.warnings.iter().any(|w| w.code == "left_apart") {
+            for _ in 0..TURNS_AFTERWARDS {
+                if marks.is_empty() {
+                    break;
+                }
+                Box::pin(self.turn()).await?;
+                marks = self.marks_left(topology).await?;
+            }
+        }
         ensure(marks.is_empty(), || format!("marks are left: {marks:?}"))?;
         self.check_journal(&plan).await?;
         let touched = self.sim.touched();
@@ -97,6 +111,13 @@ impl Case {
                 self.check_cluster(topology).await
             }
         }
+    }
+
+    /// A shard rests longer than its plan; the watch forgets it when that is over.
+    async fn marks_left(&self, topology: TopologyId) -> Result<Vec<Mark>, String> {
+        let mut marks = self.store.marks(topology).await.map_err(told)?;
+        marks.retain(|m| !matches!(m.what, MarkKind::Hold(_)));
+        Ok(marks)
     }
 
     /// What is drained serves nothing.

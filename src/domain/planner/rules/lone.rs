@@ -12,7 +12,7 @@ use super::{
 };
 use crate::domain::lineage::{self, deposition};
 use crate::domain::node::Address;
-use crate::domain::observation::{Mark, MarkKind, PausedMark, Role};
+use crate::domain::observation::{Mark, MarkKind, PausedMark, Report, Role};
 use crate::domain::step::command::FailoverMethod;
 use crate::domain::step::follow::{Follow, GivesUp};
 use crate::domain::step::handover::HandOver;
@@ -30,8 +30,8 @@ const CONVERGE: &[Stage] = &[
     release,
     restore_settings,
     strangers,
-    reset_replicas,
-    resets,
+    reset_replicas_in_turn,
+    resets_in_turn,
     configure,
     prepare,
     hold,
@@ -77,8 +77,9 @@ pub(super) fn is_settled(q: &Question, mark: &Mark) -> bool {
             let given_up = report.is_some_and(|r| r.role == Role::Primary)
                 && role(&deposed.successor) == Some(Role::Replica)
                 && !q.terms.seats.values().any(|seat| seat.from == mark.node);
-            let gone = !q.want.layout.members().contains(&mark.node)
-                && !q.terms.leavers.contains_key(&mark.node);
+            let left =
+                !q.terms.leavers.contains_key(&mark.node) || report.is_some_and(Report::is_blank);
+            let gone = !q.want.layout.members().contains(&mark.node) && left;
             // A restart would bring it back as what its file says.
             let written = !q.seen.marks_on(&mark.node).any(|m| m.what == MarkKind::Unwritten);
             (follows && written) || given_up || gone
@@ -173,6 +174,34 @@ pub(super) fn release(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
 fn is_held(q: &Question, node: &Address) -> bool {
     let leads = q.seen.report(node).is_some_and(|r| r.role == Role::Primary);
     leads && deposition(node, q.seen).is_some()
+}
+
+fn reset_replicas_in_turn(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
+    Ok(not_in_place(q, reset_replicas(q)?))
+}
+
+pub(super) fn resets_in_turn(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
+    Ok(not_in_place(q, resets(q)?))
+}
+
+/// Without the nodes that were emptied and have their part: here they keep their identity.
+fn not_in_place(q: &Question, mut steps: Vec<Step>) -> Vec<Step> {
+    let Some(primary) = shard(q).and_then(|shard| primary(q, shard)) else { return steps };
+    let members = q.want.layout.members();
+    let in_place = |node: &Address| {
+        let (Some(report), Some(term)) = (q.seen.report(node), q.terms.resets.get(node)) else {
+            return false;
+        };
+        let attached = &report.replication.replicas;
+        let leads = *node == primary
+            && report.role == Role::Primary
+            && !attached.is_empty()
+            && attached.iter().all(|a| members.contains(&a.address));
+        let changed = report.keys != term.keys || report.keys == 0;
+        changed && (leads || follows(report, Some(&primary), q.seen))
+    };
+    steps.retain(|step| !step.action().nodes().iter().all(in_place));
+    steps
 }
 
 /// What keeps a plan from knowing whose data counts.
@@ -336,7 +365,7 @@ pub(super) fn relief(q: &Question, shard: &Shard, from: &Address) -> Option<Seat
 }
 
 /// Config files, when everybody has the part that it keeps.
-fn rewrite_members(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
+pub(super) fn rewrite_members(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
     let mut steps = rewrite(q)?;
     steps.retain(|step| step.action().nodes().iter().all(|n| !q.terms.leavers.contains_key(n)));
     Ok(steps)

@@ -11,10 +11,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::lone::{self, follows_all, leads, leave, primary, release, relief, settles, shard};
+use super::lone::{
+    self, follows_all, leads, leave, primary, release, relief, resets_in_turn, rewrite_members,
+    settles, shard,
+};
 use super::{
-    Goal, Question, Seat, Stage, changes_members, configure, prepare, resets, restore_settings,
-    rewrite,
+    Goal, Question, Seat, Stage, changes_members, configure, prepare, restore_settings, rewrite,
 };
 use crate::domain::lineage::deposition;
 use crate::domain::node::Address;
@@ -46,14 +48,15 @@ const CONVERGE: &[Stage] = &[
     release,
     restore_settings,
     strangers,
-    resets,
+    resets_in_turn,
     configure,
-    rewrite,
+    rewrite_members,
     prepare,
     join,
     watch,
     seats,
     leave,
+    rewrite,
     unwatch,
     forget_ghosts,
     settle,
