@@ -413,7 +413,7 @@ fn stranger(words: &'static [u8], stays: bool) -> Target {
 }
 
 const PONGS: &[u8] =
-    b"+PONG\r\n+PONG\r\n+PONG\r\n+PONG\r\n+PONG\r\n+PONG\r\n+PONG\r\n+PONG\r\n+PONG\r\n";
+    b"+PONG\r\n+PONG\r\n+PONG\r\n+PONG\r\n+PONG\r\n+PONG\r\n+PONG\r\n+PONG\r\n+PONG\r\n+PONG\r\n+PONG\r\n";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_are_told_within_the_time() {
