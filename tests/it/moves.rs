@@ -307,7 +307,11 @@ async fn valkey_9_moves_slots_by_itself() {
         let body = reshard(from, to, 1000);
         let preview = world.client.post(&format!("{PLANS}/preview"), &body).await.unwrap();
         assert!(preview.to_string().contains("CLUSTER MIGRATESLOTS SLOTSRANGE"), "{preview:#}");
-        let plan = world.client.submit(PLANS, &body, None).await.unwrap();
+        // What a killed server held in the database is held a little longer (503): clients try again.
+        let plan = until("it is taken", Duration::from_secs(20), async || {
+            world.client.submit(PLANS, &body, None).await.map_err(|e| e.to_string())
+        })
+        .await;
         tokio::time::sleep(Duration::from_millis(dice.below(300))).await;
         world.server.kill9();
         world.server.restart().await.unwrap();

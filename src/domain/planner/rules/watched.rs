@@ -290,7 +290,7 @@ fn join_answering(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
 
 fn is_converted(q: &Question, node: &Address) -> bool {
     let Some(watchers) = watchers(q) else { return false };
-    let leads = q.seen.report(node).is_some_and(|r| r.role == Role::Primary && r.keys > 0);
+    let leads = q.seen.report(node).is_some_and(|r| r.role == Role::Primary);
     let known = |s: &Address| {
         let watch = q.seen.watch(s, &watchers.name);
         watch.is_some_and(|w| w.replicas.iter().any(|r| r.address_in(q.seen) == node))
