@@ -31,41 +31,10 @@ fn slowly(from: &str, to: &str, count: u16) -> Value {
         "moves": [{ "from": from, "to": to, "count": count }] } })
 }
 
-fn warns(plan: &Value, code: &str) -> usize {
-    plan["warnings"].as_array().unwrap().iter().filter(|w| w["code"] == code).count()
-}
-
 /// Slots that a primary serves by its own word.
 async fn count_of(world: &World, shard: usize) -> u64 {
     let slots = world.client.get(&format!("{TOPOLOGY}/slots")).await.unwrap();
     slots["shards"][shard]["count"].as_u64().unwrap()
-}
-
-/// A primary at either end dies while slots move and stays dead: its heir goes on in its place, and
-/// nobody waits for the dead one.
-#[tokio::test]
-async fn a_primary_that_stays_dead_is_not_waited_for() {
-    for dies in [0, 1] {
-        let mut world = orders(0, 60_000, &[]).await;
-        let before = shards(&world).await;
-        let traffic = Traffic::start(&world.nodes[before[2].0].address());
-        let submitted = world.client.submit(PLANS, &slowly("0", "1", 3000), None).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        let victim = before[dies].0;
-        world.nodes[victim].kill();
-        let killed = std::time::Instant::now();
-        ends(&world, &id(&submitted), "succeeded", SOON).await;
-        println!("end {dies}: over {:.1} s after the death", killed.elapsed().as_secs_f64());
-        assert!(killed.elapsed() < Duration::from_secs(45));
-        let plan = plan(&world, &id(&submitted)).await.unwrap();
-        assert_eq!(warns(&plan, "left_apart"), 1, "{plan:#}");
-        assert_eq!(count_of(&world, 0).await, 5461 - 3000);
-        let seen = traffic.stop();
-        assert!(seen.acknowledged > 100);
-        world.nodes[victim].restart().await.unwrap();
-        phase(&world, "steady").await;
-        carry_out(&world, &json!({ "intent": { "kind": "repair" } })).await;
-    }
 }
 
 /// A shard goes although its replica is dead; when that one is back, the others do not know it.
@@ -100,15 +69,16 @@ async fn a_dead_replica_does_not_keep_its_shard() {
 async fn a_full_target_is_waited_for() {
     let world = orders(0, 30_000, &[("REEVE_WAIT_DEADLINE_MS", "6000")]).await;
     let target = shards(&world).await[1].0;
-    let limit = |spare: Option<u64>| {
+    let limit = |full: bool| {
         let info = world.ask(target, &["INFO", "memory"]);
         let used = info.lines().find_map(|l| l.trim().strip_prefix("used_memory:")).unwrap();
-        let bytes = spare.map_or(0, |spare| used.parse::<u64>().unwrap() + spare);
+        // Of what it uses, some is buffers that come and go.
+        let bytes = if full { used.parse::<u64>().unwrap() * 9 / 10 } else { 0 };
         world.ask(target, &["CONFIG", "SET", "maxmemory", &bytes.to_string()]);
     };
     let submitted = world.client.submit(PLANS, &slowly("0", "1", 4000), None).await.unwrap();
     tokio::time::sleep(Duration::from_millis(300)).await;
-    limit(Some(200_000));
+    limit(true);
     // By what it shows, or by what it says to the keys that come.
     until("it waits for room", SOON, async || {
         let plan = plan(&world, &id(&submitted)).await?;
@@ -117,14 +87,14 @@ async fn a_full_target_is_waited_for() {
         if waits && plan["state"] == "running" { Ok(()) } else { Err(plan.to_string()) }
     })
     .await;
-    limit(None);
+    limit(false);
     ends(&world, &id(&submitted), "succeeded", SOON).await;
     is_well(&world).await;
     assert_eq!(count_of(&world, 1).await, 5461 + 4000);
 
     let submitted = world.client.submit(PLANS, &slowly("2", "1", 5000), None).await.unwrap();
     tokio::time::sleep(Duration::from_millis(300)).await;
-    limit(Some(200_000));
+    limit(true);
     let plan = ends(&world, &id(&submitted), "failed", SOON).await;
     let error = &plan["error"];
     assert_eq!(
@@ -132,7 +102,7 @@ async fn a_full_target_is_waited_for() {
         (&json!("target_full"), &json!(world.nodes[target].address()))
     );
     none_is_open(&world);
-    limit(None);
+    limit(false);
     let retry = format!("/v1/plans/{}/retry", id(&plan));
     let plan = world.client.submit(&retry, &json!({}), Some(50)).await.unwrap();
     assert_eq!(plan["state"], "succeeded", "{plan:#}");

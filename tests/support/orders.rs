@@ -35,7 +35,14 @@ pub async fn phase(world: &World, wanted: &str) {
 
 /// Submits a plan and sees it succeed.
 pub async fn carry_out(world: &World, body: &Value) -> Value {
-    let plan = world.client.submit(PLANS, body, Some(50)).await.unwrap();
+    // A busy machine has the database late (503): as the answer says, clients try again.
+    let plan = until("it is taken", Duration::from_secs(70), async || {
+        match world.client.submit(PLANS, body, Some(50)).await {
+            Err(e) if e.to_string().contains("503") => Err(e.to_string()),
+            answered => Ok(answered.unwrap()),
+        }
+    })
+    .await;
     assert_eq!(plan["state"], "succeeded", "{plan:#}");
     assert_eq!(terminal_events(world, &id(&plan)).await, 1);
     plan

@@ -36,8 +36,6 @@ pub enum Lane {
     Control,
     /// Keys.
     Bulk,
-    /// Keys too, while those before them are still on their way.
-    Ahead,
     /// Pings that show how long clients wait.
     Probe,
 }

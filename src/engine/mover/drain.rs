@@ -1,17 +1,13 @@
 //! The keys of open slots: batch by batch, until the source lists none.
 
 use std::collections::VecDeque;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-
-use futures::StreamExt;
-use futures::stream::FuturesOrdered;
 
 use super::{Chunk, Item, Job, LISTED, Listed, Moved, Mover, PATIENCE, Queues, Stall};
 use crate::domain::fault::{Fault, TARGET_FULL, UNREACHABLE};
 use crate::domain::moving::BigKey;
-use crate::domain::moving::pace::Pace;
 use crate::domain::moving::talk::{Answer, Key, Lane, Saying, SlotState};
 use crate::domain::step::slots::MIGRATE_WITHIN_MS;
 
@@ -28,76 +24,30 @@ struct Batch {
     big: Option<BigKey>,
 }
 
-/// A batch that is with the source.
-struct Sent {
-    sizes: Vec<(u16, u64)>,
-    big: Option<BigKey>,
-    /// Slots of which nothing was queued beside it: the source lists them again behind it.
-    emptied: Vec<u16>,
-    began: Instant,
-    answers: Result<Vec<Answer>, Fault>,
-}
-
-impl<'a> Mover<'a> {
+impl Mover<'_> {
     /// Moves the keys of open slots; gives the slots that have none any more. A key that nobody accepted
     /// keeps its slot open.
-    ///
-    /// Two batches are under way at a time, so that the source need not wait for the next one; each is
-    /// half as large for it. A big key goes alone.
     pub(super) async fn drain(&self, chunk: Chunk, moved: &mut Moved) -> Result<Vec<u16>, Fault> {
         let Chunk { mut slots, mut queues, .. } = chunk;
         let mut failures = 0;
-        let mut failed = None;
         let mut free = Instant::now();
-        let mut lanes = [Lane::Bulk, Lane::Ahead].into_iter().cycle();
-        let mut under_way = FuturesOrdered::new();
-        let mut next = None;
-        loop {
-            while failed.is_none() && under_way.len() < 2 {
-                next = next.or_else(|| self.next_batch(&mut queues, moved));
-                let lasts = |batch: &mut Batch| self.reins.lasts(batch.within());
-                let alone = |batch: &Batch| batch.big.is_some() && !under_way.is_empty();
-                if next.as_ref().is_some_and(alone) {
-                    break;
-                }
-                let Some(batch) = next.take_if(lasts) else { break };
-                let is_big = batch.big.is_some();
-                let lane = lanes.next().unwrap_or(Lane::Bulk);
-                under_way.push_back(self.send(lane, batch, &queues));
-                if is_big {
-                    break;
-                }
+        while let Some(batch) = self.next_batch(&mut queues, moved) {
+            if !self.reins.lasts(batch.within()) {
+                break;
             }
-            let Some(sent) = under_way.next().await else {
-                match failed.take() {
-                    // Nobody knows which keys went over.
-                    Some(_) => {
-                        next = None;
-                        let all: Vec<u16> = queues.keys().copied().collect();
-                        let listed = self.list(&all).await?;
-                        self.queue(listed, &mut queues).await?;
-                        continue;
-                    }
-                    None => break,
-                }
-            };
-            let (idle, served) =
-                (sent.began.saturating_duration_since(free), free.max(sent.began).elapsed());
-            free = Instant::now();
-            match self.settle(sent, served, moved)? {
-                Ok(listed) => self.queue(listed, &mut queues).await?,
+            let listed = match self.hand_over(batch, &queues, free.elapsed(), moved).await? {
+                Ok(listed) => listed,
                 Err(fault) => {
                     failures += 1;
                     if failures >= FAILURES {
                         return Err(fault);
                     }
-                    failed = Some(fault);
+                    // Nobody knows which keys went over.
+                    self.list(&queues.keys().copied().collect::<Vec<_>>()).await?
                 }
-            }
-            let rest = self.pace().rest(served, idle);
-            if !rest.is_zero() {
-                tokio::time::sleep(rest).await;
-            }
+            };
+            free = Instant::now();
+            self.queue(listed, &mut queues).await?;
         }
         slots.retain(|slot| !queues.contains_key(slot));
         Ok(slots)
@@ -158,7 +108,7 @@ impl<'a> Mover<'a> {
         if usual.peek().is_none() {
             return self.next_big(queues, moved);
         }
-        let mut room = self.pace().share(usual);
+        let mut room = self.pace.lock().unwrap_or_else(PoisonError::into_inner).share(usual);
         let mut batch = Batch::default();
         for (&slot, queue) in queues.iter_mut() {
             let Some(count) = whole(queue, room, batch.parts.is_empty()) else { break };
@@ -196,18 +146,19 @@ impl<'a> Mover<'a> {
                 }
             }
         }
-        held.retain(|big| !moved.held.contains(big));
         moved.held.append(&mut held);
         None
     }
 
-    /// Sends a batch, and lists again the slots of which nothing is queued then.
-    fn send(
+    /// Sends a batch, and lists again the slots of which nothing is left. The inner error is one that
+    /// may pass. `idle` is for how long the servers had none.
+    async fn hand_over(
         &self,
-        lane: Lane,
         batch: Batch,
         queues: &Queues,
-    ) -> impl Future<Output = Sent> + use<'a> {
+        idle: Duration,
+        moved: &mut Moved,
+    ) -> Result<Result<Listed, Fault>, Fault> {
         let job = self.job;
         let within = batch.within();
         // The target may take as long for a big key.
@@ -222,27 +173,13 @@ impl<'a> Mover<'a> {
                 emptied.push(slot);
             }
         }
-        let (sizes, big) = (batch.sizes, batch.big);
-        async move {
-            let began = Instant::now();
-            let answers = job.source.talk(job.fleet, lane, within, &asked).await;
-            Sent { sizes, big, emptied, began, answers }
-        }
-    }
-
-    /// What the source made of a batch, for which it took so long: what it listed. The inner error is one
-    /// that may pass.
-    fn settle(
-        &self,
-        sent: Sent,
-        served: Duration,
-        moved: &mut Moved,
-    ) -> Result<Result<Listed, Fault>, Fault> {
-        let job = self.job;
+        let began = Instant::now();
+        let answers = job.source.talk(job.fleet, Lane::Bulk, within, &asked).await?;
+        let wall = began.elapsed();
         let mut failed = None;
         let mut listed = Listed::new();
-        let mut emptied = sent.emptied.into_iter();
-        for answer in sent.answers? {
+        let mut emptied = emptied.into_iter();
+        for answer in answers {
             match answer {
                 Answer::Keys(keys) => listed.extend(emptied.next().map(|slot| (slot, keys))),
                 Answer::Refused { code, message } if code == "IOERR" => {
@@ -259,23 +196,26 @@ impl<'a> Mover<'a> {
         if let Some(fault) = failed {
             return Ok(Err(fault));
         }
-        let count = sent.sizes.len() as u64;
-        let bytes = sent.sizes.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+        let count = batch.sizes.len() as u64;
+        let bytes = batch.sizes.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
         self.tally.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.tally.keys.fetch_add(count, Ordering::Relaxed);
         let left = self.tally.keys_left.load(Ordering::Relaxed).saturating_sub(count);
         self.tally.keys_left.store(left, Ordering::Relaxed);
-        if let Some(key) = sent.big {
-            let actual_ms = u64::try_from(served.as_millis()).unwrap_or(u64::MAX);
+        if let Some(key) = batch.big {
+            let actual_ms = u64::try_from(wall.as_millis()).unwrap_or(u64::MAX);
             moved.stalls.push(Stall { key, actual_ms });
         } else {
-            self.pace().took(sent.sizes, served);
+            let rest = {
+                let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+                pace.took(batch.sizes, wall);
+                pace.rest(wall, idle)
+            };
+            if !rest.is_zero() {
+                tokio::time::sleep(rest).await;
+            }
         }
         Ok(Ok(listed))
-    }
-
-    fn pace(&self) -> MutexGuard<'_, Pace> {
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

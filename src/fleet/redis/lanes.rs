@@ -25,7 +25,6 @@ const FRESH: Duration = Duration::from_secs(1);
 pub(super) struct Lanes {
     control: Mutex<Option<Open>>,
     bulk: Mutex<Option<Open>>,
-    ahead: Mutex<Option<Open>>,
     probe: Mutex<Option<Open>>,
 }
 
@@ -80,7 +79,6 @@ impl Lanes {
         match lane {
             Lane::Control => &self.control,
             Lane::Bulk => &self.bulk,
-            Lane::Ahead => &self.ahead,
             Lane::Probe => &self.probe,
         }
     }
