@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use crate::moves::{CONFIG, LEASE, fill, is_well, none_is_open};
 use crate::support::orders::{PLANS, TOPOLOGY, carry_out, is_blank, phase, shards};
 use crate::support::plans::{ends, id, plan};
-use crate::support::traffic::Traffic;
 use crate::support::until;
 use crate::support::world::World;
 
