@@ -8,7 +8,7 @@ use super::{Action, Blocker, Check, StepKey, seen_or_wait};
 use crate::domain::hazard::{Hazard, HazardKind};
 use crate::domain::node::{Address, ClusterNodeId};
 use crate::domain::observation::{
-    ClusterView, IdentityMark, Mark, MarkKind, Observation, Peer, Role, Sighting,
+    ClusterView, IdentityMark, Mark, MarkKind, Observation, Peer, Report, Role, Sighting,
 };
 use crate::domain::planner::ResetTerm;
 use crate::domain::slot::SlotSet;
@@ -129,24 +129,15 @@ impl Action for ResetNode {
             Ok(r) => match &r.cluster {
                 Some(view) if view.my_id != self.term.identity => Check::Done,
                 None if r.is_blank() => Check::Done,
-                // Consent was given for that process and those keys, not for what came since.
-                Some(_) | None
-                    if r.run_id != self.term.run_id
-                        || r.keys > self.term.keys
-                        // Outside of clusters nothing else tells that it was emptied before.
-                        || (r.cluster.is_none() && r.keys != self.term.keys)
-                        || (r.functions && !self.term.functions && self.term.keys == 0) =>
-                {
-                    Check::Blocked(Blocker {
-                        code: "node_has_keys",
-                        node: Some(self.node.clone()),
-                        why: format!(
-                            "{} was restarted, or holds more ({} keys) than when its loss was accepted ({} keys)",
-                            self.node, r.keys, self.term.keys
-                        ),
-                        recovery: "See that nobody writes to the node any more, and look at what it holds now. Then ask for the same again with fresh consent: dissolve once more, or delete the topology and create it anew.",
-                    })
-                }
+                _ if self.holds_more_than_accepted(r) => Check::Blocked(Blocker {
+                    code: "node_has_keys",
+                    node: Some(self.node.clone()),
+                    why: format!(
+                        "{} was restarted, or holds more ({} keys) than when its loss was accepted ({} keys)",
+                        self.node, r.keys, self.term.keys
+                    ),
+                    recovery: "See that nobody writes to the node any more, and look at what it holds now. Then ask for the same again with fresh consent: dissolve once more, or delete the topology and create it anew.",
+                }),
                 Some(_) | None => Check::Ready,
             },
         }
@@ -179,5 +170,20 @@ impl Action for ResetNode {
         let what = MarkKind::Identity(IdentityMark { id: self.term.identity.clone() });
         let mark = Mark { node: self.node.clone(), what };
         if seen.marks.contains(&mark) { vec![] } else { vec![mark] }
+    }
+}
+
+impl ResetNode {
+    /// Consent was given for that process and those keys, not for what came since.
+    fn holds_more_than_accepted(&self, report: &Report) -> bool {
+        let restarted = report.run_id != self.term.run_id;
+        let functions = report.functions && !self.term.functions && self.term.keys == 0;
+        let keys = match &report.cluster {
+            Some(_) => restarted || report.keys > self.term.keys,
+            // Outside of clusters nothing else tells that it was emptied before, perhaps with the
+            // primary that it follows. Where no key is left, none is lost.
+            None => report.keys > 0 && (restarted || report.keys != self.term.keys),
+        };
+        keys || functions
     }
 }
