@@ -113,9 +113,9 @@ impl Store {
     ///
     /// An instance that stands still in the middle of a transaction keeps its locks. So that it
     /// holds nobody up beyond a lease's time, the database ends such a transaction after a third of
-    /// it, and nobody waits longer for a lock.
+    /// it, and nobody waits longer for a lock; but not sooner than a busy machine may pause a process.
     pub fn new(url: &str, lease_ttl: Duration) -> Result<Self, StoreError> {
-        let third = format!("{}ms", (lease_ttl / 3).as_millis());
+        let third = format!("{}ms", (lease_ttl / 3).max(Duration::from_secs(2)).as_millis());
         let options: PgConnectOptions = url.parse()?;
         // A database that hangs must not hang everything with it.
         let options = options.options([

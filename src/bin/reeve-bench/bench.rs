@@ -1,14 +1,20 @@
 //! What all parts share: a Reeve server on a private PostgreSQL, and how results are told.
 
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use reeve::client::Client;
 use reeve::demo::servers::{Folder, Postgres, Server, ServerOptions};
 use serde_json::{Value, json};
+use tokio::process::Command;
 
 pub type Error = Box<dyn std::error::Error>;
+
+/// Who works on nodes does so from another machine in life; here nobody may take the processor from
+/// them.
+const NICENESS: u8 = 10;
 
 pub struct Bench {
     pub client: Client,
@@ -28,6 +34,7 @@ impl Bench {
         let folder = Folder::fresh("reeve-bench")?;
         let postgres = Postgres::start(&folder.join("postgres")).await?;
         let options = ServerOptions::new(reeve_binary()?, folder.join("reeve"), postgres.url())?;
+        let options = ServerOptions { niceness: NICENESS, ..options };
         let options = env.iter().fold(options, |all, (name, value)| all.with(name, value));
         let server = Server::start(options).await?;
         let client = Client::new(&server.url(), server.token())?;
@@ -81,6 +88,13 @@ impl Bench {
     }
 }
 
+/// A contestant's program.
+pub fn contestant(program: &str) -> Command {
+    let mut command = Command::new("nice");
+    command.args(["-n", &NICENESS.to_string(), program]).stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
 /// Tells whether something is as it should be.
 pub fn tell(met: bool, what: &str) -> bool {
     println!("  {}: {what}", if met { "met" } else { "MISSED" });
@@ -106,7 +120,7 @@ fn reeve_binary() -> Result<PathBuf, Error> {
 }
 
 async fn version(program: &str) -> Result<String, Error> {
-    let asked = tokio::process::Command::new(program).arg("--version").output().await;
+    let asked = Command::new(program).arg("--version").output().await;
     let said = asked.map_err(|error| format!("cannot run {program}: {error}"))?.stdout;
     let said = String::from_utf8_lossy(&said).into_owned();
     let number = said.split_whitespace().find_map(|word| {

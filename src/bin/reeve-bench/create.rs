@@ -3,7 +3,6 @@
 //! Each round takes fresh nodes. Which of the two goes first changes from round to round.
 
 use std::path::Path;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use futures::future::try_join_all;
@@ -11,7 +10,7 @@ use reeve::demo::servers::{Redis, RedisOptions};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::bench::{Bench, Error, median, tell};
+use super::bench::{Bench, Error, contestant, median, tell};
 use super::judge::{Judge, Member};
 
 /// A node does not call its cluster well within 2 s of its start (CLUSTER_WRITABLE_DELAY in Redis'
@@ -79,10 +78,9 @@ async fn with_reeve(bench: &Bench, name: &str, size: usize, dir: &Path) -> Resul
 async fn with_redis_cli(size: usize, dir: &Path) -> Result<Times, Error> {
     let nodes = nodes(size, dir).await?;
     let mut judge = Judge::new(&nodes).await?;
-    let mut command = tokio::process::Command::new("redis-cli");
+    let mut command = contestant("redis-cli");
     command.args(["--cluster", "create"]).args(nodes.iter().map(Redis::address));
     command.args(["--cluster-replicas", "1", "--cluster-yes"]);
-    command.stdin(Stdio::null()).kill_on_drop(true);
     let begun = Instant::now();
     let made = async {
         let output = command.output().await?;

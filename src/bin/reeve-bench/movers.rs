@@ -1,13 +1,12 @@
 //! Those who move slots.
 
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use reeve::domain::slot::SlotSet;
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::bench::Error;
+use super::bench::{Error, contestant};
 use super::cluster::Cluster;
 
 /// Between looks at what servers do by themselves.
@@ -81,8 +80,8 @@ impl Mover {
 }
 
 async fn redis_cli(words: &[&str], pipeline: Option<u32>) -> Result<Duration, Error> {
-    let mut command = tokio::process::Command::new("redis-cli");
-    command.arg("--cluster").args(words).stdin(Stdio::null()).kill_on_drop(true);
+    let mut command = contestant("redis-cli");
+    command.arg("--cluster").args(words);
     if let Some(pipeline) = pipeline {
         command.args(["--cluster-pipeline", &pipeline.to_string()]);
     }

@@ -37,6 +37,8 @@ pub struct ServerOptions {
     pub secret_key: String,
     /// More settings, by the names of their variables.
     pub env: Vec<(String, String)>,
+    /// How much it leaves the processor to others, from 0 to 19, as `nice` counts.
+    pub niceness: u8,
 }
 
 impl ServerOptions {
@@ -52,6 +54,7 @@ impl ServerOptions {
             token: random_hex(16)?,
             secret_key: STANDARD.encode(key),
             env: vec![],
+            niceness: 0,
         })
     }
 
@@ -67,7 +70,8 @@ impl ServerOptions {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(&self.binary);
+        let mut command = Command::new("nice");
+        command.args(["-n", &self.niceness.to_string()]).arg(&self.binary);
         command.arg("serve").current_dir(&self.dir);
         // Settings that are meant for somebody else.
         for (name, _) in std::env::vars_os() {

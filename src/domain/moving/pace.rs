@@ -12,15 +12,11 @@ const KEY_US: f64 = 6.0;
 const KIB_US: f64 = 30.0;
 /// The part of the allowed latency that a batch aims at: the target serves the same batch, and a client
 /// that is sent on there may wait at both, and meet the end of one batch and the whole of the next.
-const AIM: f64 = 0.2;
+const AIM: f64 = 0.3;
 /// A batch is never cut below this part of the aim: what is slow then is not the batch.
 const LEAST: f64 = 0.05;
 /// The weight of the newest measurement.
 const NEWEST: f64 = 0.2;
-/// The part of the time in which a server may be busy with moving.
-const DUTY: f64 = 0.95;
-/// Timers cannot tell less: shorter rests add up.
-const TICK: Duration = Duration::from_millis(1);
 
 /// Additive-increase would take too long to find back: it grows by a quarter, and halves.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,15 +26,13 @@ pub struct Pace {
     factor: f64,
     /// How much more, or less, keys cost here than elsewhere.
     scale: f64,
-    /// How long the servers are still to be left to others.
-    owed: Duration,
 }
 
 impl Pace {
     #[must_use]
     pub fn new(max_latency_ms: u64) -> Self {
         let limit_us = u32::try_from(max_latency_ms.max(1)).map_or(f64::MAX, f64::from) * 1000.0;
-        Self { limit_us, factor: 0.5, scale: 1.0, owed: Duration::ZERO }
+        Self { limit_us, factor: 0.5, scale: 1.0 }
     }
 
     /// How many of these keys, each given by its slot and its size in bytes, go in the next batch: at
@@ -70,17 +64,6 @@ impl Pace {
         if wall.as_secs_f64() * 1e6 > 2.0 * self.limit_us {
             self.back_off();
         }
-    }
-
-    /// How long to leave the servers to others after a batch that took so long, when they had none
-    /// before it for a while.
-    #[must_use]
-    pub fn rest(&mut self, wall: Duration, idle: Duration) -> Duration {
-        self.owed = (self.owed + wall.mul_f64(1.0 / DUTY - 1.0)).saturating_sub(idle);
-        if self.owed < TICK {
-            return Duration::ZERO;
-        }
-        std::mem::take(&mut self.owed).min(Duration::from_millis(50))
     }
 
     fn back_off(&mut self) {
@@ -172,15 +155,6 @@ mod tests {
             pace.took(keys(n), wall(n));
         }
         assert!(batch(&pace) * 10 > usual * 9);
-    }
-
-    #[test]
-    fn short_rests_add_up_and_what_was_idle_counts() {
-        let (mut pace, ms) = (Pace::new(5), Duration::from_millis(1));
-        assert_eq!(pace.rest(10 * ms, Duration::ZERO), Duration::ZERO);
-        assert!(pace.rest(10 * ms, Duration::ZERO) >= ms);
-        assert_eq!(pace.rest(10 * ms, Duration::ZERO), Duration::ZERO);
-        assert_eq!(pace.rest(10 * ms, ms), Duration::ZERO);
     }
 
     #[test]

@@ -30,12 +30,11 @@ impl Mover<'_> {
     pub(super) async fn drain(&self, chunk: Chunk, moved: &mut Moved) -> Result<Vec<u16>, Fault> {
         let Chunk { mut slots, mut queues, .. } = chunk;
         let mut failures = 0;
-        let mut free = Instant::now();
         while let Some(batch) = self.next_batch(&mut queues, moved) {
             if !self.reins.lasts(batch.within()) {
                 break;
             }
-            let listed = match self.hand_over(batch, &queues, free.elapsed(), moved).await? {
+            let listed = match self.hand_over(batch, &queues, moved).await? {
                 Ok(listed) => listed,
                 Err(fault) => {
                     failures += 1;
@@ -46,7 +45,6 @@ impl Mover<'_> {
                     self.list(&queues.keys().copied().collect::<Vec<_>>()).await?
                 }
             };
-            free = Instant::now();
             self.queue(listed, &mut queues).await?;
         }
         slots.retain(|slot| !queues.contains_key(slot));
@@ -151,12 +149,11 @@ impl Mover<'_> {
     }
 
     /// Sends a batch, and lists again the slots of which nothing is left. The inner error is one that
-    /// may pass. `idle` is for how long the servers had none.
+    /// may pass.
     async fn hand_over(
         &self,
         batch: Batch,
         queues: &Queues,
-        idle: Duration,
         moved: &mut Moved,
     ) -> Result<Result<Listed, Fault>, Fault> {
         let job = self.job;
@@ -206,14 +203,8 @@ impl Mover<'_> {
             let actual_ms = u64::try_from(wall.as_millis()).unwrap_or(u64::MAX);
             moved.stalls.push(Stall { key, actual_ms });
         } else {
-            let rest = {
-                let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
-                pace.took(batch.sizes, wall);
-                pace.rest(wall, idle)
-            };
-            if !rest.is_zero() {
-                tokio::time::sleep(rest).await;
-            }
+            let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+            pace.took(batch.sizes, wall);
         }
         Ok(Ok(listed))
     }

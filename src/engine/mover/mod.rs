@@ -37,6 +37,9 @@ use crate::fleet::Fleet;
 
 /// How many short questions go out in one batch: the server answers them all before it serves others.
 const PIPELINE: usize = 400;
+/// The same of those that look keys up, and of those that list the keys of a slot.
+const SIZES: usize = 128;
+const LISTS: usize = 4;
 /// How many keys of a slot are looked at before it is opened.
 const LISTED: u32 = 2000;
 /// How often it is measured how long clients wait.
@@ -322,10 +325,14 @@ impl Mover<'_> {
 
     async fn list(&self, slots: &[u16]) -> Result<Listed, Fault> {
         let list = |&slot: &u16| Saying::ListKeys { slot, at_most: LISTED };
-        let asked: Vec<Saying> = slots.iter().map(list).collect();
-        let answers = self.ask(&self.job.source, &asked).await?;
-        let keys = |(slot, answer): (&u16, Answer)| Ok((*slot, self.job.source.keys(answer)?));
-        slots.iter().zip(answers).map(keys).collect()
+        let mut listed = Listed::with_capacity(slots.len());
+        for some in slots.chunks(LISTS) {
+            let asked: Vec<Saying> = some.iter().map(list).collect();
+            for (slot, answer) in some.iter().zip(self.ask(&self.job.source, &asked).await?) {
+                listed.push((*slot, self.job.source.keys(answer)?));
+            }
+        }
+        Ok(listed)
     }
 
     /// Finds out what keys take.
@@ -337,7 +344,7 @@ impl Mover<'_> {
             .map(|k| Saying::Size { key: k.clone() })
             .collect();
         let mut sizes = Vec::with_capacity(asked.len());
-        for some in asked.chunks(PIPELINE) {
+        for some in asked.chunks(SIZES) {
             for answer in self.ask(source, some).await? {
                 // One that is gone takes nothing.
                 sizes.push(source.number(answer)?);
