@@ -1,32 +1,14 @@
 //! The same for topologies of mode replication: every command of every operation, gone wrong in every
 //! way.
 
-use crate::support::repeats;
 use crate::support::sweep::{Scenario, Sweep, Way};
 
-/// `make test` takes part of the cases, of each way some, and of long plans fewer; `make soak` every
-/// one.
-fn stride(scenario: Scenario) -> usize {
-    if repeats() > 3 {
-        return 1;
-    }
-    match scenario {
+async fn sweep(scenario: Scenario) {
+    let stride = match scenario {
         Scenario::ReplaceNode | Scenario::ReplaceSpec => 11,
         _ => 5,
-    }
-}
-
-async fn sweep(scenario: Scenario) {
-    let found = Sweep::lone().await.run(scenario, &Way::ALL, true, stride(scenario)).await;
-    println!(
-        "sweep of a lone {scenario:?}: {} commands, {} looks, {} cases, {} divergences",
-        found.commands,
-        found.looks,
-        found.cases,
-        found.divergences.len()
-    );
-    assert!(found.cases > 0 && found.commands > 0, "{found:?}");
-    assert!(found.divergences.is_empty(), "{}", found.divergences.join("\n"));
+    };
+    Sweep::lone().await.through(scenario, &Way::ALL, stride).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -27,6 +27,7 @@ use self::case::Case;
 pub use self::mistaken::Mistake;
 pub use self::scenario::Scenario;
 use crate::support::instance::TTL;
+use crate::support::repeats;
 
 /// Of many commands of one kind, so many first ones and one of so many others.
 const FIRST: u64 = 12;
@@ -150,6 +151,23 @@ impl Sweep {
             .unwrap();
         }
         sweep
+    }
+
+    /// Sweeps an operation, and fails if any case diverges: with the counts of `make soak` every one of
+    /// them, else every `stride`-th, of each way some.
+    pub async fn through(mut self, scenario: Scenario, ways: &[Way], stride: usize) {
+        let stride = if repeats() > 3 { 1 } else { stride };
+        let found = self.run(scenario, ways, true, stride).await;
+        println!(
+            "sweep of {scenario:?} with {} Sentinels: {} commands, {} looks, {} cases, {} divergences",
+            self.watchers,
+            found.commands,
+            found.looks,
+            found.cases,
+            found.divergences.len()
+        );
+        assert!(found.cases > 0 && found.commands > 0, "{found:?}");
+        assert!(found.divergences.is_empty(), "{}", found.divergences.join("\n"));
     }
 
     /// Every command in each of these ways, and every look where `looks`; or every `stride`-th case
