@@ -8,11 +8,6 @@ use super::moving::talk::Standing;
 use super::node::Address;
 use super::observation::Role;
 
-/// What the new primary may take to come as far as the old one, in milliseconds.
-pub const CATCH_UP_MS: u64 = 1_500;
-/// What must be left of the time that writes wait, when the old primary is told to let go.
-pub const SPARE_MS: u64 = 1_000;
-
 /// The two nodes, by the names under which they know each other.
 #[derive(Debug, Clone, Copy)]
 pub struct Pair<'a> {
@@ -26,8 +21,20 @@ pub struct Pause {
     pub offset: u64,
     /// How long ago.
     pub waited_ms: u64,
-    /// How much of it is left.
-    pub left_ms: u64,
+    /// How long they wait at most.
+    pub length_ms: u64,
+}
+
+impl Pause {
+    /// What the new primary may take to come as far as the old one.
+    fn catch_up_ms(self) -> u64 {
+        self.length_ms * 3 / 10
+    }
+
+    /// Whether enough is left of it to tell the old primary to let go.
+    fn is_long_enough(self) -> bool {
+        self.length_ms.saturating_sub(self.waited_ms) >= self.length_ms / 5
+    }
 }
 
 /// What is to be said next.
@@ -60,20 +67,23 @@ pub fn graceful(pair: Pair, from: &Standing, to: &Standing, pause: Option<Pause>
     let behind = from.replication.offset.saturating_sub(to.replication.offset);
     match (from.role, pause) {
         (Role::Primary, None) => Move::Pause,
-        (Role::Primary, Some(pause)) if pause.left_ms < SPARE_MS => {
+        (Role::Primary, Some(pause)) if !pause.is_long_enough() => {
             Move::GiveUp(format!("writes could not wait long enough for {}", pair.to))
         }
         (Role::Primary, Some(pause)) if to.replication.offset >= pause.offset => Move::Demote,
-        (Role::Primary, Some(pause)) if pause.waited_ms > CATCH_UP_MS => Move::GiveUp(format!(
-            "{} did not catch up within {CATCH_UP_MS} ms while writes waited",
-            pair.to
-        )),
+        (Role::Primary, Some(pause)) if pause.waited_ms > pause.catch_up_ms() => {
+            Move::GiveUp(format!(
+                "{} did not catch up within {} ms while writes waited",
+                pair.to,
+                pause.catch_up_ms()
+            ))
+        }
         (Role::Primary, Some(_)) => Move::Ask,
         (Role::Replica, _) if !follows(from, pair.to) => {
             Move::GiveUp(format!("{} was made a replica of another node", pair.from))
         }
         (Role::Replica, _) if behind == 0 => Move::Promote,
-        (Role::Replica, Some(pause)) if pause.waited_ms <= CATCH_UP_MS => Move::Ask,
+        (Role::Replica, Some(pause)) if pause.waited_ms <= pause.catch_up_ms() => Move::Ask,
         (Role::Replica, _) => Move::GiveBack,
         (Role::Sentinel, _) => Move::GiveUp(format!("{} is a Sentinel", pair.from)),
     }
@@ -103,11 +113,7 @@ mod tests {
 
     fn next(from: &Standing, to: &Standing, pause: Option<(u64, u64)>) -> Move {
         let (a, b): (Address, Address) = ("a:1".parse().unwrap(), "b:1".parse().unwrap());
-        let pause = pause.map(|(offset, waited_ms)| Pause {
-            offset,
-            waited_ms,
-            left_ms: 5_000 - waited_ms,
-        });
+        let pause = pause.map(|(offset, waited_ms)| Pause { offset, waited_ms, length_ms: 5_000 });
         graceful(Pair { from: &a, to: &b }, from, to, pause)
     }
 

@@ -174,8 +174,6 @@ pub struct Capabilities {
     pub functions: bool,
     /// `CLUSTER MIGRATESLOTS` (Valkey 9.0): slots move as a whole.
     pub atomic_slots: bool,
-    /// `SENTINEL FAILOVER … COORDINATED` (Valkey 9.0): the old primary takes part.
-    pub coordinated_failover: bool,
     /// The version of the RDB format that it writes; a replica must be able to read its primary's.
     pub rdb_version: u16,
 }
@@ -187,7 +185,6 @@ impl Capabilities {
         cluster_shards: false,
         functions: false,
         atomic_slots: false,
-        coordinated_failover: false,
         rdb_version: 9,
     };
 
@@ -207,7 +204,6 @@ impl Capabilities {
             cluster_shards: from_7,
             functions: from_7,
             atomic_slots: flavor == Flavor::Valkey && version.major >= 9,
-            coordinated_failover: flavor == Flavor::Valkey && version.major >= 9,
             rdb_version,
         }
     }

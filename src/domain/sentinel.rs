@@ -11,8 +11,12 @@ use utoipa::ToSchema;
 use super::node::Address;
 use super::observation::{Observation, Report, Role};
 
-/// Begun so much after a Sentinel asked a replica, its promotion falls just before it is asked again.
+/// How often a Sentinel asks a replica for its role while it fails over.
+const ASKS_EACH_MS: u64 = 1_000;
+/// Begun so much after a Sentinel asked a replica, its promotion falls just before it is asked again;
+/// begun later than that, just after.
 pub const RIPE_MS: u64 = 300;
+const LATE_MS: u64 = 650;
 
 /// One Sentinel, as it shows itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default, ToSchema)]
@@ -191,21 +195,46 @@ impl Watchers {
         Some(format!("still counts {name} in"))
     }
 
-    /// A Sentinel that would promote this replica, if it were to fail over now.
+    /// Who is to have this replica promoted, of the Sentinels that reach it. Whoever leads tells its own
+    /// clients last, when the other replicas follow: so the one with the fewest clients, and of several
+    /// the one that is listed last, since clients ask in the order in which they list.
     #[must_use]
-    pub fn leader_for(&self, to: &Address, seen: &Observation) -> Option<&Address> {
-        self.sentinels.iter().find(|s| self.would_choose(s, to, seen))
+    pub fn leader(&self, to: &Address, seen: &Observation) -> Option<&Address> {
+        let clients = |s: &&Address| seen.report(s).map_or(u64::MAX, |r| r.connected_clients);
+        let reaches = |s: &&Address| self.replica(s, to, seen).is_some_and(|r| !r.is_down());
+        self.sentinels.iter().rev().filter(reaches).min_by_key(clients)
     }
 
-    /// Whether it is time to have one do so. While it fails over, a Sentinel asks a replica for its role
-    /// once a second: one that asked just before learns of the promotion a second late.
+    /// Any Sentinel that would promote this replica, if it were to fail over now.
     #[must_use]
-    pub fn is_ripe_for(&self, to: &Address, seen: &Observation) -> bool {
-        let age = |s: &Address| {
-            let watch = seen.watch(s, &self.name)?;
-            watch.replicas.iter().find(|r| r.address_in(seen) == to).map(|r| r.age_ms)
-        };
-        self.leader_for(to, seen).and_then(age).is_some_and(|age| age >= RIPE_MS)
+    pub fn leader_now(&self, to: &Address, seen: &Observation) -> Option<&Address> {
+        self.sentinels.iter().rev().find(|s| self.would_choose(s, to, seen))
+    }
+
+    /// Whether it is time to have this Sentinel do so. While it fails over, it asks a replica for its role
+    /// once a second: if it asked just before, it learns of the promotion a second late.
+    #[must_use]
+    pub fn is_ripe(&self, leader: &Address, to: &Address, seen: &Observation) -> bool {
+        let age = self.replica(leader, to, seen).map(|r| r.age_ms);
+        self.would_choose(leader, to, seen)
+            && age.is_some_and(|age| age >= RIPE_MS && !(LATE_MS..ASKS_EACH_MS).contains(&age))
+    }
+
+    /// After how long the most impatient of the Sentinels hold a primary for down.
+    #[must_use]
+    pub fn down_after_ms(&self, seen: &Observation) -> Option<u64> {
+        let watches = self.sentinels.iter().filter_map(|s| seen.watch(s, &self.name));
+        watches.map(|w| w.down_after_ms).min()
+    }
+
+    fn replica<'a>(
+        &self,
+        sentinel: &Address,
+        replica: &Address,
+        seen: &'a Observation,
+    ) -> Option<&'a WatchedReplica> {
+        let known = &seen.watch(sentinel, &self.name)?.replicas;
+        known.iter().find(|r| r.address_in(seen) == replica)
     }
 
     /// Whether a Sentinel would promote this replica: the one with the lowest priority. Of several, what it

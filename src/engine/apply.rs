@@ -87,7 +87,6 @@ fn forgive(step: &Step, fault: Fault) -> Result<Option<Warning>, Fault> {
         | Step::Unwatch(_)
         | Step::ForgetGhosts(_)
         | Step::AwaitChoice(_)
-        | Step::LetGo(_)
         | Step::SwitchOver(_)
         | Step::Leave(_) => Err(fault),
     }

@@ -1,4 +1,5 @@
-//! Conducts a hand-over: what is said to the two nodes, as fast as they answer, since writes wait.
+//! Conducts a hand-over: what is said to the two nodes, as fast as they answer, since writes wait. Where
+//! Sentinels watch, it is one of them that then promotes the new primary.
 //!
 //! What to say is decided in [`crate::domain::handover`]; that it is done, by the next look. If this
 //! ends anywhere in between, whoever looks next goes on from what the nodes show.
@@ -16,6 +17,7 @@ use crate::domain::observation::{Observation, Role};
 use crate::domain::placement::Warning;
 use crate::domain::step::command::{FailoverMethod, Verb};
 use crate::domain::step::handover::{HandOver, PAUSE_MS};
+use crate::domain::step::switch_over::SwitchOver;
 use crate::fleet::{Fence, Fleet, FleetError, Talk, Target};
 
 /// How long one answer may take.
@@ -33,16 +35,15 @@ pub(super) async fn conduct(
     logins: &Logins,
     fence: Fence,
 ) -> Result<Option<Warning>, Fault> {
-    let voice = |node: &Address| {
-        let identity = seen.report(node)?.identity();
-        let target = Target { fence: Some(fence), ..target(node, logins) };
-        Some(Voice { fleet, target, identity })
-    };
+    let voice = |node: &Address| Voice::to(node, fleet, seen, logins, fence);
     let Some(to) = voice(&step.to) else { return Ok(None) };
     let others: Vec<Voice> = step.others.iter().filter_map(voice).collect();
     let from = voice(&step.from);
     let done = match (step.method, &from) {
-        (FailoverMethod::Graceful, Some(from)) => graceful(step, from, &to).await,
+        (FailoverMethod::Graceful, Some(from)) => {
+            let pair = Pair { from: &step.from, to: &step.to };
+            graceful(&Course { pair, from, to: &to, pause_ms: PAUSE_MS, leader: None }).await
+        }
         (FailoverMethod::Graceful, None) => return Ok(None),
         (FailoverMethod::Force | FailoverMethod::Takeover, from) => {
             forced(step, from.as_ref(), &to).await
@@ -63,39 +64,74 @@ pub(super) async fn conduct(
     done.map(|()| None)
 }
 
-async fn graceful(step: &HandOver, from: &Voice<'_>, to: &Voice<'_>) -> Result<(), Fault> {
+/// Has the old primary let go and a Sentinel promote the new one, or says why not. By force, nobody but
+/// the Sentinel is asked.
+pub(super) async fn switch(
+    fleet: &dyn Fleet,
+    step: &SwitchOver,
+    seen: &Observation,
+    logins: &Logins,
+    fence: Fence,
+) -> Result<Option<Warning>, Fault> {
+    let voice = |node: &Address| Voice::to(node, fleet, seen, logins, fence);
+    let Some(sentinel) = voice(&step.sentinel) else { return Ok(None) };
+    let leader = Leader { voice: sentinel, name: &step.watchers.name };
+    let pair = Pair { from: &step.from, to: &step.to };
+    match (step.method, voice(&step.from), voice(&step.to)) {
+        (FailoverMethod::Graceful, Some(from), Some(to)) => {
+            let (pause_ms, leader) = (step.pause_ms, Some(&leader));
+            graceful(&Course { pair, from: &from, to: &to, pause_ms, leader }).await?;
+        }
+        (FailoverMethod::Graceful, _, _) => {}
+        (FailoverMethod::Force | FailoverMethod::Takeover, _, _) => leader.promote().await?,
+    }
+    Ok(None)
+}
+
+/// A hand-over in which the old primary takes part.
+struct Course<'a> {
+    pair: Pair<'a>,
+    from: &'a Voice<'a>,
+    to: &'a Voice<'a>,
+    /// How long writes wait at most.
+    pause_ms: u32,
+    /// Who promotes the new primary; it is told itself where nobody watches.
+    leader: Option<&'a Leader<'a>>,
+}
+
+async fn graceful(course: &Course<'_>) -> Result<(), Fault> {
     let mut paused = None;
-    let done = converse(step, from, to, &mut paused).await;
+    let done = converse(course, &mut paused).await;
     if paused.is_none() {
         return done;
     }
     // Those who waited are answered now, by whichever node they are at.
-    let released = from.say(Verb::Unpause).await;
+    let released = course.from.say(Verb::Unpause).await;
     done.and(released.map_err(Fault::from))
 }
 
 /// Until it is done or cannot be. `paused` is since when writes wait, and how far the old primary was.
-async fn converse(
-    step: &HandOver,
-    from: &Voice<'_>,
-    to: &Voice<'_>,
-    paused: &mut Option<(Instant, u64)>,
-) -> Result<(), Fault> {
-    let pair = Pair { from: &step.from, to: &step.to };
+async fn converse(course: &Course<'_>, paused: &mut Option<(Instant, u64)>) -> Result<(), Fault> {
+    let &Course { pair, from, to, pause_ms, leader } = course;
     // First of all, so that the connections are there before writes wait.
-    let (old, new) = tokio::join!(from.stand(), to.stand());
-    let (mut old, mut new) = (old?, new?);
+    let hears = async {
+        match leader {
+            Some(leader) => leader.voice.greet().await,
+            None => Ok(()),
+        }
+    };
+    let (mut old, mut new, ()) = tokio::try_join!(from.stand(), to.stand(), hears)?;
     loop {
         let pause = paused.map(|(since, offset)| Pause {
             offset,
             waited_ms: millis(since.elapsed()),
-            left_ms: u64::from(PAUSE_MS).saturating_sub(millis(since.elapsed())),
+            length_ms: pause_ms.into(),
         });
         match handover::graceful(pair, &old, &new, pause) {
             Move::Pause => {
                 let since = Instant::now();
                 *paused = Some((since, u64::MAX));
-                old = from.say_and_stand(Verb::PauseWrites { ms: PAUSE_MS.into() }).await?;
+                old = from.say_and_stand(Verb::PauseWrites { ms: pause_ms.into() }).await?;
                 *paused = Some((since, old.replication.offset));
                 new = to.stand().await?;
             }
@@ -103,24 +139,31 @@ async fn converse(
                 tokio::time::sleep(ASK_AGAIN).await;
                 new = to.stand().await?;
             }
-            Move::Demote => old = from.say_and_stand(Verb::ReplicaOf(step.to.clone())).await?,
-            Move::Promote => match to.say_and_stand(Verb::ReplicaOfNone).await {
-                Ok(standing) => new = standing,
-                // It was never told, so that the old one may go on.
-                Err(error @ FleetError::Unreachable { .. }) => {
-                    from.say(Verb::ReplicaOfNone).await?;
-                    return Err(error.into());
-                }
-                Err(error) => return Err(error.into()),
+            Move::Demote => old = from.say_and_stand(Verb::ReplicaOf(pair.to.clone())).await?,
+            Move::Promote => match leader {
+                // It may have heard what it did not answer: nothing is taken back.
+                Some(leader) => return leader.promote().await,
+                None => new = promote(from, to).await?,
             },
             Move::GiveBack => {
                 from.say(Verb::ReplicaOfNone).await?;
-                let why = format!("{} could not come as far as {}", step.to, step.from);
-                return Err(Fault::new(GIVEN_UP, why, &step.to));
+                let why = format!("{} could not come as far as {}", pair.to, pair.from);
+                return Err(Fault::new(GIVEN_UP, why, pair.to));
             }
-            Move::GiveUp(why) => return Err(Fault::new(GIVEN_UP, why, &step.to)),
+            Move::GiveUp(why) => return Err(Fault::new(GIVEN_UP, why, pair.to)),
             Move::Done => return Ok(()),
         }
+    }
+}
+
+async fn promote(from: &Voice<'_>, to: &Voice<'_>) -> Result<Standing, Fault> {
+    match to.say_and_stand(Verb::ReplicaOfNone).await {
+        // It was never told, so that the old one may go on.
+        Err(error @ FleetError::Unreachable { .. }) => {
+            from.say(Verb::ReplicaOfNone).await?;
+            Err(error.into())
+        }
+        told => Ok(told?),
     }
 }
 
@@ -153,10 +196,42 @@ struct Voice<'a> {
     identity: ClusterNodeId,
 }
 
-impl Voice<'_> {
+/// The Sentinel that is to promote the new primary.
+struct Leader<'a> {
+    voice: Voice<'a>,
+    name: &'a str,
+}
+
+impl Leader<'_> {
+    async fn promote(&self) -> Result<(), Fault> {
+        Ok(self.voice.say(Verb::FailOverWatch(self.name.to_owned())).await?)
+    }
+}
+
+impl<'a> Voice<'a> {
+    /// To a node that was seen.
+    fn to(
+        node: &Address,
+        fleet: &'a dyn Fleet,
+        seen: &Observation,
+        logins: &Logins,
+        fence: Fence,
+    ) -> Option<Self> {
+        let identity = seen.report(node)?.identity();
+        let target = Target { fence: Some(fence), ..target(node, logins) };
+        Some(Self { fleet, target, identity })
+    }
+
     async fn stand(&self) -> Result<Standing, FleetError> {
         match self.converse(&[Saying::Stand]).await?.pop() {
             Some(Answer::Standing(standing)) => Ok(*standing),
+            answer => Err(self.unexpected(answer)),
+        }
+    }
+
+    async fn greet(&self) -> Result<(), FleetError> {
+        match self.converse(&[Saying::Ping]).await?.pop() {
+            Some(Answer::Done) => Ok(()),
             answer => Err(self.unexpected(answer)),
         }
     }

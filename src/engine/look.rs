@@ -210,7 +210,6 @@ pub(super) fn ask(spec: Option<&Spec>) -> Ask {
     settings.insert("repl-diskless-sync-delay".to_owned());
     settings.insert("cluster-allow-replica-migration".to_owned());
     settings.insert("replica-priority".to_owned());
-    settings.insert("min-replicas-to-write".to_owned());
     let master = match spec {
         Some(Spec::Sentinel(spec)) => Some(spec.master_name.clone()),
         Some(Spec::Cluster(_) | Spec::Replication(_)) | None => None,

@@ -565,6 +565,10 @@ impl Run {
                     let handed = handover::conduct(&*engine.fleet, step, seen, logins, fence).await;
                     (Some(handed), None)
                 }
+                Step::SwitchOver(step) => {
+                    let switched = handover::switch(&*engine.fleet, step, seen, logins, fence);
+                    (Some(switched.await), None)
+                }
                 step => (Some(apply(&*engine.fleet, step, seen, logins, fence).await), None),
             }
         });

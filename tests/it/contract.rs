@@ -111,7 +111,6 @@ contracts! {
     sentinels::a_dead_primary_is_replaced,
     sentinels::a_minority_does_nothing,
     sentinels::forced_failover,
-    sentinels::coordinated_failover,
     sentinels::failover_after_letting_go,
     sentinels::ghosts_and_resets,
     sentinels::a_replica_that_left,

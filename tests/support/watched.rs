@@ -1,8 +1,12 @@
 //! A deployment that Sentinels watch, on real servers, as tests build and ask about it.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use reeve::demo::servers::{Redis, RedisOptions};
@@ -23,7 +27,11 @@ pub struct Watched {
 
 impl Watched {
     pub async fn start(data: usize, sentinels: usize) -> Self {
-        Self::with(None, &[], data, sentinels, &[]).await
+        Self::start_with(&[], data, sentinels).await
+    }
+
+    pub async fn start_with(env: &[(&str, &str)], data: usize, sentinels: usize) -> Self {
+        Self::with(None, env, data, sentinels, &[]).await
     }
 
     pub async fn with(
@@ -60,9 +68,14 @@ impl Watched {
 
     /// One more Sentinel; its number.
     pub async fn add_sentinel(&mut self) -> usize {
+        self.add_sentinel_with(&[]).await
+    }
+
+    pub async fn add_sentinel_with(&mut self, config: &[(&str, &str)]) -> usize {
         let number = self.sentinels.len();
         let dir = self.world.folder.join(&format!("sentinel-{number}"));
         let options = RedisOptions { binary: self.binary.clone(), ..RedisOptions::sentinel(dir) };
+        let options = config.iter().fold(options, |all, (name, value)| all.with(name, value));
         self.sentinels.push(Redis::start(options).await.unwrap());
         number
     }
@@ -137,11 +150,62 @@ impl Watched {
         Traffic::start(&all(&self.sentinels), &all(&self.world.nodes))
     }
 
+    pub fn guard(&self) -> Guard {
+        Guard::over(self.sentinels.iter().map(Redis::port).collect())
+    }
+
     /// Which data node says that it is primary; all who do.
     pub fn primaries(&self) -> Vec<usize> {
         let says = |n: &usize| self.world.ask(*n, &["ROLE"]).starts_with("master");
         (0..self.world.nodes.len()).filter(says).collect()
     }
+}
+
+/// Asks Sentinels all the time whether they could agree on a failover.
+pub struct Guard {
+    at: Arc<Mutex<Vec<u16>>>,
+    stop: Arc<AtomicBool>,
+    asking: JoinHandle<usize>,
+}
+
+impl Guard {
+    fn over(ports: Vec<u16>) -> Self {
+        let (at, stop) = (Arc::new(Mutex::new(ports)), Arc::new(AtomicBool::new(false)));
+        let (all, stopped) = (at.clone(), stop.clone());
+        let asking = std::thread::spawn(move || {
+            let mut least = usize::MAX;
+            while !stopped.load(Ordering::Relaxed) {
+                let ports = all.lock().unwrap().clone();
+                least = least.min(ports.into_iter().filter(|port| could_agree(*port)).count());
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            least
+        });
+        Self { at, stop, asking }
+    }
+
+    /// One more.
+    pub fn ask(&self, sentinel: &Redis) {
+        self.at.lock().unwrap().push(sentinel.port());
+    }
+
+    /// The least number of those that could agree at the same time.
+    pub fn stop(self) -> usize {
+        self.stop.store(true, Ordering::Relaxed);
+        self.asking.join().unwrap()
+    }
+}
+
+fn could_agree(sentinel: u16) -> bool {
+    let ask = || -> std::io::Result<bool> {
+        let mut stream = TcpStream::connect(("127.0.0.1", sentinel))?;
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        stream.write_all(format!("SENTINEL CKQUORUM {NAME}\r\n").as_bytes())?;
+        let mut answer = [0; 3];
+        stream.read_exact(&mut answer)?;
+        Ok(answer == *b"+OK")
+    };
+    ask().unwrap_or(false)
 }
 
 /// An application beside the test: a stock sentinel-aware client in a process of its own

@@ -391,7 +391,6 @@ pub fn ahead_of_record(pending: &[Step], seen: &Observation) -> Vec<StepKey> {
         | Step::Unwatch(_)
         | Step::ForgetGhosts(_)
         | Step::AwaitChoice(_)
-        | Step::LetGo(_)
         | Step::SwitchOver(_)
         | Step::RestoreSettings(_)
         | Step::RewriteConfig(_) => false,

@@ -1,5 +1,5 @@
-//! Waits until some Sentinel would choose the replica that is to take over. It sends nothing: a Sentinel
-//! asks replicas for their priority each ten seconds.
+//! Waits until the Sentinel that is to lead would choose the replica that is to take over. It sends
+//! nothing: a Sentinel asks replicas for their priority each ten seconds.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +12,7 @@ use crate::domain::sentinel::{RIPE_MS, Watchers};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AwaitChoice {
+    pub sentinel: Address,
     pub to: Address,
     pub watchers: Watchers,
 }
@@ -22,7 +23,7 @@ impl Action for AwaitChoice {
     }
 
     fn title(&self) -> String {
-        format!("Wait until a Sentinel would choose {}", self.to)
+        format!("Wait until {} would choose {}", self.sentinel, self.to)
     }
 
     fn nodes(&self) -> Vec<Address> {
@@ -35,13 +36,16 @@ impl Action for AwaitChoice {
             Ok(to) if to.role == Role::Primary => return Check::Done,
             Ok(_) => {}
         }
-        if self.watchers.is_ripe_for(&self.to, seen) {
+        if self.watchers.is_ripe(&self.sentinel, &self.to, seen) {
             return Check::Done;
         }
         Check::Waiting(Wait {
             reason: WaitingFor::Convergence,
-            nodes: self.nodes(),
-            why: format!("no Sentinel has seen yet that {} is to be preferred", self.to),
+            nodes: vec![self.sentinel.clone()],
+            why: format!(
+                "{} is to see that {} is to be preferred, and a moment is to pass",
+                self.sentinel, self.to
+            ),
             done: 0,
             total: 1,
         })

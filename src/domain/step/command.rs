@@ -71,11 +71,7 @@ pub enum Verb {
     /// replicas and the other Sentinels again.
     ResetWatch(String),
     /// Has a Sentinel make a replica the primary, without asking the others.
-    FailOverWatch {
-        name: String,
-        /// Whether the old primary takes part, so that nothing is lost (Valkey 9).
-        coordinated: bool,
-    },
+    FailOverWatch(String),
     FlushSentinelConfig,
 }
 
@@ -177,12 +173,7 @@ impl Verb {
             }
             Self::Unwatch(name) => words(&format!("SENTINEL REMOVE {name}")),
             Self::ResetWatch(name) => words(&format!("SENTINEL RESET {name}")),
-            Self::FailOverWatch { name, coordinated: false } => {
-                words(&format!("SENTINEL FAILOVER {name}"))
-            }
-            Self::FailOverWatch { name, coordinated: true } => {
-                words(&format!("SENTINEL FAILOVER {name} COORDINATED"))
-            }
+            Self::FailOverWatch(name) => words(&format!("SENTINEL FAILOVER {name}")),
             Self::FlushSentinelConfig => words("SENTINEL FLUSHCONFIG"),
         }
     }
@@ -224,7 +215,7 @@ impl Verb {
             | Self::SetWatchLogin(_)
             | Self::Unwatch(_)
             | Self::ResetWatch(_)
-            | Self::FailOverWatch { .. }
+            | Self::FailOverWatch(_)
             | Self::FlushSentinelConfig => self.words(capabilities).join(" "),
         }
     }

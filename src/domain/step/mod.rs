@@ -19,7 +19,6 @@ pub mod forget_ghosts;
 pub mod handover;
 pub mod hold;
 pub mod leave;
-pub mod let_go;
 pub mod meet;
 pub mod pressure;
 pub mod release;
@@ -76,7 +75,6 @@ pub enum Step {
     Unwatch(unwatch::Unwatch),
     ForgetGhosts(forget_ghosts::ForgetGhosts),
     AwaitChoice(await_choice::AwaitChoice),
-    LetGo(let_go::LetGo),
     SwitchOver(switch_over::SwitchOver),
 }
 
@@ -183,7 +181,6 @@ impl Step {
             Self::Unwatch(s) => s,
             Self::ForgetGhosts(s) => s,
             Self::AwaitChoice(s) => s,
-            Self::LetGo(s) => s,
             Self::SwitchOver(s) => s,
         }
     }
@@ -216,7 +213,6 @@ impl Step {
             | Self::Unwatch(_)
             | Self::ForgetGhosts(_)
             | Self::AwaitChoice(_)
-            | Self::LetGo(_)
             | Self::SwitchOver(_)
             | Self::Leave(_) => None,
         }
@@ -250,7 +246,6 @@ impl Step {
             | Self::Unwatch(_)
             | Self::ForgetGhosts(_)
             | Self::AwaitChoice(_)
-            | Self::LetGo(_)
             | Self::SwitchOver(_)
             | Self::Leave(_) => None,
         }
@@ -285,7 +280,6 @@ impl Step {
             Self::Unwatch(_) => "unwatch",
             Self::ForgetGhosts(_) => "forget_ghosts",
             Self::AwaitChoice(_) => "await_choice",
-            Self::LetGo(_) => "let_go",
             Self::SwitchOver(_) => "switch_over",
         }
     }

@@ -1,26 +1,41 @@
 //! Has a Sentinel make a replica the primary, and tell the others.
 //!
-//! Gracefully, the old primary has let go before, or takes part itself (Valkey 9). By force nobody is
-//! asked, and the old primary takes writes until it is told, at the latest by the Sentinels after some
-//! ten seconds.
+//! Gracefully, the old primary lets go first: while writes wait, it becomes a replica of the one that is
+//! to take over, which has all that it ever took. So no two nodes ever take writes. If nobody goes on from
+//! there, Sentinels do: they hold a primary for down that says it is a replica. By force nobody is asked,
+//! and the old primary takes writes until it is told, at the latest by the Sentinels after some ten
+//! seconds.
 
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
 use super::command::{Command, FailoverMethod, Verb};
-use super::let_go::deposed;
+use super::failover::LAG_AT_MOST;
+use super::hold::paused;
 use super::reset::unwritten;
 use super::{Action, Blocker, Check, StepKey, Wait, seen_or_wait};
 use crate::domain::hazard::{Hazard, HazardKind};
 use crate::domain::id::ShardId;
 use crate::domain::node::Address;
-use crate::domain::observation::{Mark, Observation, Role, Sighting};
+use crate::domain::observation::{
+    DeposedMark, Mark, MarkKind, Observation, Report, Role, Sighting,
+};
 use crate::domain::sentinel::{WatchedReplica, Watchers};
 use crate::domain::view::follows;
 
-/// How long clients wait when the old primary takes part.
-const COORDINATED_MS: u64 = 1_500;
+/// How long it takes until Sentinels name the new primary.
+const EXPECTED_MS: u64 = 1_000;
+/// How long writes wait at most for the old primary to let go.
+const PAUSE_AT_MOST_MS: u32 = 5_000;
+
+/// What a pause holds up are the Sentinels' own messages too: one that is half as long as the time after
+/// which they hold a primary for down is none that they notice.
+#[must_use]
+pub fn pause_ms(down_after_ms: Option<u64>) -> u32 {
+    let half = down_after_ms.map(|ms| ms / 2).and_then(|ms| u32::try_from(ms).ok());
+    half.unwrap_or(PAUSE_AT_MOST_MS).min(PAUSE_AT_MOST_MS)
+}
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SwitchOver {
@@ -31,8 +46,8 @@ pub struct SwitchOver {
     pub from: Address,
     pub to: Address,
     pub method: FailoverMethod,
-    /// Whether the old primary takes part.
-    pub coordinated: bool,
+    /// How long writes wait at most for the old primary to let go.
+    pub pause_ms: u32,
 }
 
 impl SwitchOver {
@@ -53,6 +68,38 @@ impl SwitchOver {
             self.watchers.sentinels.iter().filter_map(|s| seen.watch(s, &self.watchers.name));
         watches.any(|w| w.fails_over())
     }
+
+    /// Whether the old primary has let go already, or why it cannot now.
+    fn lets_go(&self, to: &Report, from: &Report, seen: &Observation) -> Result<bool, String> {
+        let lag = from.replication.offset.saturating_sub(to.replication.offset);
+        if follows(from, Some(&self.to), seen) {
+            Ok(true)
+        } else if from.role != Role::Primary {
+            Err(format!("{} is no primary now", self.from))
+        } else if !follows(to, Some(&self.from), seen) || !to.replication.link_up {
+            Err(format!("{} does not replicate from {}", self.to, self.from))
+        } else if lag > LAG_AT_MOST {
+            Err(format!("{} is {lag} bytes behind {}", self.to, self.from))
+        } else {
+            Ok(false)
+        }
+    }
+
+    /// The mark that the old one is no primary any more, unless it has it already.
+    fn deposed(&self, seen: &Observation) -> Option<Mark> {
+        let link = seen.report(&self.to).map(|r| &r.replication);
+        let mark = DeposedMark {
+            shard: self.shard,
+            successor: self.to.clone(),
+            run_id: seen.report(&self.from).map(|r| r.run_id.clone()).unwrap_or_default(),
+            replid: link.map(|l| l.replid.clone()).unwrap_or_default(),
+            offset: link.map_or(0, |l| l.offset),
+            forced: self.is_forced(),
+        };
+        let mut has = seen.marks_on(&self.from).filter_map(|m| m.what.deposed());
+        let has = has.any(|m| m.successor == self.to);
+        (!has).then(|| Mark { node: self.from.clone(), what: MarkKind::Deposed(mark) })
+    }
 }
 
 impl Action for SwitchOver {
@@ -61,11 +108,7 @@ impl Action for SwitchOver {
     }
 
     fn title(&self) -> String {
-        let how = match (self.is_forced(), self.coordinated) {
-            (true, _) => ", without asking anybody",
-            (false, true) => ", together with the old primary",
-            (false, false) => "",
-        };
+        let how = if self.is_forced() { ", without asking anybody" } else { "" };
         format!("Have {} make {} primary in place of {}{how}", self.sentinel, self.to, self.from)
     }
 
@@ -83,12 +126,13 @@ impl Action for SwitchOver {
                 self.to, self.from
             );
             hazard(format!("lost_writes:{}", self.from), HazardKind::DataLoss, why, None)
-        } else if self.coordinated {
-            let why = format!("writes wait until {} has what {} has", self.to, self.from);
-            let id = format!("write_pause:{}", self.from);
-            hazard(id, HazardKind::WritePause, why, Some(COORDINATED_MS))
         } else {
-            vec![]
+            let why = format!(
+                "writes are refused from when {} lets go until Sentinels name {} to clients",
+                self.from, self.to
+            );
+            let id = format!("write_pause:{}", self.from);
+            hazard(id, HazardKind::WritePause, why, Some(EXPECTED_MS))
         }
     }
 
@@ -117,12 +161,12 @@ impl Action for SwitchOver {
                 Err(wait) => return wait,
                 Ok(from) => from,
             };
-            let lets_go = follows(from, Some(&self.to), seen);
-            if !lets_go && !self.coordinated {
-                return wait(format!("{} has not let go yet", self.from));
-            }
-            if !lets_go && !to.replication.link_up {
-                return wait(format!("{} does not replicate from {}", self.to, self.from));
+            match self.lets_go(to, from, seen) {
+                Err(why) => return wait(why),
+                Ok(false) if !self.watchers.is_ripe(&self.sentinel, &self.to, seen) => {
+                    return wait(format!("a moment is to pass until {} begins", self.sentinel));
+                }
+                Ok(_) => {}
             }
         }
         if self.watchers.would_choose(&self.sentinel, &self.to, seen) {
@@ -166,14 +210,26 @@ impl Action for SwitchOver {
         }
     }
 
-    fn commands(&self, _seen: &Observation) -> Vec<Command> {
-        let (name, coordinated) = (self.watchers.name.clone(), self.coordinated);
-        vec![Command::new(&self.sentinel, Verb::FailOverWatch { name, coordinated })]
+    /// Roughly: what is said in between depends on what the nodes answer.
+    fn commands(&self, seen: &Observation) -> Vec<Command> {
+        let leads = seen.report(&self.from).is_some_and(|r| r.role == Role::Primary);
+        let say = |verb| Command::new(&self.from, verb);
+        let pause = say(Verb::PauseWrites { ms: self.pause_ms.into() });
+        let let_go = [pause, say(Verb::ReplicaOf(self.to.clone()))];
+        let fail_over = Verb::FailOverWatch(self.watchers.name.clone());
+        let_go
+            .into_iter()
+            .chain([say(Verb::Unpause)])
+            .filter(|_| leads && !self.is_forced())
+            .chain([Command::new(&self.sentinel, fail_over)])
+            .collect()
     }
 
     /// Sentinels have data nodes write their files: with settings in them that hold for a while.
     fn marks(&self, seen: &Observation) -> Vec<Mark> {
-        let deposed = deposed(&self.from, &self.to, self.shard, self.is_forced(), seen);
+        let from = seen.report(&self.from).filter(|r| r.role == Role::Primary);
+        let pause = from.filter(|_| !self.is_forced());
+        let pause = pause.map(|r| paused(&self.from, r, self.pause_ms));
         let differs = |node: &Address| {
             let changes = [&self.from, &self.to].contains(&node);
             changes || seen.marks_on(node).any(|m| m.what.setting().is_some())
@@ -181,6 +237,6 @@ impl Action for SwitchOver {
         let data = self.data().into_iter().filter(|node| seen.report(node).is_some());
         let data = data.filter(|node| differs(node));
         let files = data.flat_map(|node| unwritten(&node, seen));
-        deposed.filter(|_| !self.coordinated).into_iter().chain(files).collect()
+        self.deposed(seen).into_iter().chain(pause).chain(files).collect()
     }
 }

@@ -92,7 +92,7 @@ async fn add(
         | Verb::SetWatch { .. }
         | Verb::Unwatch(_)
         | Verb::ResetWatch(_)
-        | Verb::FailOverWatch { .. }
+        | Verb::FailOverWatch(_)
         | Verb::FlushSentinelConfig => {
             let mut command = redis::Cmd::new();
             command.arg(verb.words(capabilities));

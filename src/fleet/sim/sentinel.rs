@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::server::Server;
 use super::table::Ms;
 use super::verbs::Refusal;
-use crate::domain::node::{Address, Flavor};
+use crate::domain::node::Address;
 use crate::domain::sentinel::{SentinelView, Watch, WatchedReplica, WatchedSentinel};
 use crate::domain::step::command::Verb;
 use crate::fleet::Target;
@@ -85,7 +85,6 @@ pub(super) struct Failover {
     pub begins_at: Ms,
     pub epoch: u64,
     pub forced: bool,
-    pub coordinated: bool,
     pub promoted: Option<Address>,
 }
 
@@ -271,7 +270,6 @@ impl Server {
 
     /// Does what only Sentinels do. Whatever it changes stands in its file at once.
     pub fn watch_over(&mut self, verb: &Verb, target: &Target, now: Ms) -> Result<(), Refusal> {
-        let renamed = self.flavor == Flavor::Valkey && self.version.major >= 9;
         let Some(sentinel) = &mut self.sentinel else {
             return Err(Refusal::err("unknown command 'SENTINEL'"));
         };
@@ -302,10 +300,7 @@ impl Server {
                 }
                 Ok(())
             }
-            Verb::FailOverWatch { coordinated: true, .. } if !renamed => {
-                Err(Refusal::err("wrong number of arguments for 'sentinel|failover' command"))
-            }
-            Verb::FailOverWatch { name, coordinated } => {
+            Verb::FailOverWatch(name) => {
                 let epoch = sentinel.epoch + 1;
                 let watched = sentinel.named(name)?;
                 if watched.failover.is_some() {
@@ -314,7 +309,7 @@ impl Server {
                 if watched.best(now).is_none() {
                     return Err(Refusal::new("NOGOODSLAVE", "No suitable replica to promote"));
                 }
-                watched.begin(epoch, now, true, *coordinated);
+                watched.begin(epoch, now, true);
                 sentinel.epoch = epoch;
                 Ok(())
             }
@@ -343,14 +338,13 @@ impl Watched {
         Ok(())
     }
 
-    pub fn begin(&mut self, epoch: u64, now: Ms, forced: bool, coordinated: bool) {
+    pub fn begin(&mut self, epoch: u64, now: Ms, forced: bool) {
         self.failover = Some(Failover {
             state: Stage::WaitStart,
             since: now,
             begins_at: now,
             epoch,
             forced,
-            coordinated,
             promoted: None,
         });
         self.tried_at = now;

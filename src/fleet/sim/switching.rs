@@ -39,9 +39,6 @@ impl Watched {
                     promoted.filter(|at| servers.get(*at).is_some_and(Server::is_running));
                 if let Some(at) = reached {
                     obey(servers, at, None, now);
-                    if failover.coordinated {
-                        obey(servers, &self.at.clone(), Some(at), now);
-                    }
                     self.enter(Stage::WaitPromotion, now);
                 } else if waited > self.failover_timeout {
                     self.failover = None;

@@ -84,7 +84,7 @@ impl Server {
             | Verb::SetWatchLogin(_)
             | Verb::Unwatch(_)
             | Verb::ResetWatch(_)
-            | Verb::FailOverWatch { .. }
+            | Verb::FailOverWatch(_)
             | Verb::FlushSentinelConfig => self.watch_over(verb, target, now),
             Verb::FlushAll if self.is_replica() => {
                 Err(Refusal::new("READONLY", "You can't write against a read only replica."))

@@ -53,7 +53,7 @@ fn turn(s: &mut Sentinel, name: &str, me: &Address, servers: &mut Servers, now: 
     let patient = now.saturating_sub(w.tried_at) > w.failover_timeout * 2 || w.tried_at == 0;
     if w.agreed_down && w.failover.is_none() && patient {
         s.epoch += 1;
-        w.begin(s.epoch, now, false, false);
+        w.begin(s.epoch, now, false);
         if let Some(failover) = &mut w.failover {
             failover.begins_at = now + delay;
         }

@@ -79,11 +79,6 @@ impl World {
         self.comes_back()
     }
 
-    /// Whether an old primary can take part in a failover that a Sentinel leads.
-    pub fn fails_over_together(&self) -> bool {
-        self.flavor == Flavor::Valkey && self.version.major >= 9
-    }
-
     /// Starts blank nodes outside of clusters, and after them Sentinels that watch nobody.
     pub async fn start_watched(self, data: usize, sentinels: usize) -> Bench {
         let config = [("repl-diskless-sync-delay", "0")];

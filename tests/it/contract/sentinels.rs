@@ -123,7 +123,7 @@ pub async fn blank_sentinels(world: World) {
     let (name, primary) = (NAME.to_owned(), bench.address(0));
     let unknown = "ERR No such master with that name";
     assert_eq!(bench.refusal(1, Verb::Unwatch(name.clone())).await, unknown);
-    let failover = Verb::FailOverWatch { name: name.clone(), coordinated: false };
+    let failover = Verb::FailOverWatch(name.clone());
     assert_eq!(bench.refusal(1, failover.clone()).await, unknown);
     let watch = |quorum| Verb::Watch { name: name.clone(), primary: primary.clone(), quorum };
     assert_eq!(bench.refusal(1, watch(0)).await, "ERR Quorum must be 1 or greater.");
@@ -226,7 +226,7 @@ pub async fn a_minority_does_nothing(world: World) {
 pub async fn forced_failover(world: World) {
     let watched = Watched::start(world, 2, 3).await;
     let bench = &watched.bench;
-    let failover = || Verb::FailOverWatch { name: NAME.to_owned(), coordinated: false };
+    let failover = || Verb::FailOverWatch(NAME.to_owned());
     bench.send(2, &[failover()]).await;
     assert_eq!(bench.refusal(2, failover()).await, "INPROG Failover already in progress");
     assert!(watched.view(2).await.unwrap().fails_over());
@@ -242,26 +242,6 @@ pub async fn forced_failover(world: World) {
     assert!(bench.now_ms() - began > 8000);
 }
 
-/// The old primary takes part (Valkey 9).
-pub async fn coordinated_failover(world: World) {
-    let watched = Watched::start(world, 2, 3).await;
-    let bench = &watched.bench;
-    let failover = Verb::FailOverWatch { name: NAME.to_owned(), coordinated: true };
-    if !bench.world.fails_over_together() {
-        let refusal = bench.refusal(2, failover).await;
-        assert!(
-            refusal.to_ascii_lowercase().starts_with("err wrong number of arguments"),
-            "{refusal}"
-        );
-        return;
-    }
-    bench.send(2, &[failover]).await;
-    let old = bench.address(0);
-    assert_eq!(watched.until_another_leads(&old).await, bench.address(1));
-    assert_eq!(bench.look(1).await.role, Role::Primary);
-    assert_eq!(bench.look(0).await.role, Role::Replica);
-}
-
 /// The old primary lets go first, and then is failed over from: nobody else takes writes meanwhile.
 pub async fn failover_after_letting_go(world: World) {
     let watched = Watched::start(world, 3, 3).await;
@@ -274,7 +254,7 @@ pub async fn failover_after_letting_go(world: World) {
         })
         .await;
     bench.send(0, &[Verb::ReplicaOf(new.clone())]).await;
-    bench.send(3, &[Verb::FailOverWatch { name: NAME.to_owned(), coordinated: false }]).await;
+    bench.send(3, &[Verb::FailOverWatch(NAME.to_owned())]).await;
     bench.until(1, "is promoted", |r| r.role == Role::Primary).await;
     assert_eq!(bench.look(0).await.role, Role::Replica);
     assert_eq!(watched.until_another_leads(&old).await, new);

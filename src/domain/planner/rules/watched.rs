@@ -26,10 +26,8 @@ use crate::domain::spec::{SentinelSpec, Spec};
 use crate::domain::step::await_choice::AwaitChoice;
 use crate::domain::step::await_watch::AwaitWatch;
 use crate::domain::step::command::FailoverMethod;
-use crate::domain::step::failover::LAG_AT_MOST;
 use crate::domain::step::forget_ghosts::ForgetGhosts;
-use crate::domain::step::let_go::{FENCE, LetGo};
-use crate::domain::step::switch_over::SwitchOver;
+use crate::domain::step::switch_over::{SwitchOver, pause_ms};
 use crate::domain::step::unwatch::Unwatch;
 use crate::domain::step::watch::Watch;
 use crate::domain::step::{Blocker, Check, Step};
@@ -73,11 +71,10 @@ pub(super) fn stages(q: &Question) -> &'static [Stage] {
     }
 }
 
-/// The settings that serve while a primary changes: the one that is to take over is the first choice,
-/// and when it is, the old one takes no writes any more.
+/// The settings that serve while a primary changes: the one that is to take over is the first choice.
 pub(super) fn temporary(q: &Question, node: &Address) -> BTreeMap<String, String> {
     let mut settings = BTreeMap::new();
-    let (Some(seat), Some(watchers)) = (pending(q), watchers(q)) else { return settings };
+    let Some(seat) = pending(q) else { return settings };
     if q.goal == Goal::WindDown {
         return settings;
     }
@@ -89,33 +86,7 @@ pub(super) fn temporary(q: &Question, node: &Address) -> BTreeMap<String, String
     } else if *node != seat.from && matches!(now(node, PRIORITY), Some(FIRST)) {
         settings.insert(PRIORITY.to_owned(), LATER.to_owned());
     }
-    if *node == seat.from && is_fenced(q, &seat, &watchers) {
-        settings.insert(FENCE.0.to_owned(), FENCE.1.to_owned());
-    }
     settings
-}
-
-/// Whether the old primary is to take no writes: only while the next one could take over at once.
-fn is_fenced(q: &Question, seat: &Seat, watchers: &Watchers) -> bool {
-    let (Some(from), Some(to)) = (q.seen.report(&seat.from), q.seen.report(&seat.to)) else {
-        return false;
-    };
-    let lag = from.replication.offset.saturating_sub(to.replication.offset);
-    seat.method == FailoverMethod::Graceful
-        && !takes_part(q, seat)
-        && from.role == Role::Primary
-        && follows(to, Some(&seat.from), q.seen)
-        && to.replication.link_up
-        && !to.replication.sync_in_progress
-        && lag <= LAG_AT_MOST
-        && watchers.is_ripe_for(&seat.to, q.seen)
-}
-
-/// Whether the servers can do it together (Valkey 9).
-fn takes_part(q: &Question, seat: &Seat) -> bool {
-    let can = |a: &Address| q.seen.report(a).is_some_and(|r| r.capabilities().coordinated_failover);
-    let sentinels = q.want.layout.sentinels().iter().filter(|s| q.seen.report(s).is_some());
-    can(&seat.from) && can(&seat.to) && sentinels.into_iter().all(can)
 }
 
 fn spec<'a>(q: &Question<'a>) -> Option<&'a SentinelSpec> {
@@ -165,14 +136,20 @@ fn seats(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
     let (Some(shard), Some(watchers), Some(seat)) = (shard(q), watchers(q), pending(q)) else {
         return Ok(vec![]);
     };
-    let coordinated = takes_part(q, &seat) && seat.method == FailoverMethod::Graceful;
-    let (from, to) = (seat.from.clone(), seat.to.clone());
-    let mut steps =
-        vec![Step::AwaitChoice(AwaitChoice { to: to.clone(), watchers: watchers.clone() })];
-    if seat.method == FailoverMethod::Graceful && !coordinated {
-        steps.push(Step::LetGo(LetGo { shard: shard.id, from: from.clone(), to: to.clone() }));
-    }
-    steps.extend(switch_over(q, shard, &watchers, from, to, seat.method, coordinated));
+    let (from, to) = (seat.from, seat.to);
+    let leader = match seat.method {
+        FailoverMethod::Graceful => watchers.leader(&to, q.seen),
+        // There is no time to lose.
+        FailoverMethod::Force | FailoverMethod::Takeover => watchers.leader_now(&to, q.seen),
+    };
+    let leader = leader.or_else(|| watchers.leader(&to, q.seen)).or(watchers.sentinels.first());
+    let Some(sentinel) = leader.cloned() else { return Ok(vec![]) };
+    let choice =
+        AwaitChoice { sentinel: sentinel.clone(), to: to.clone(), watchers: watchers.clone() };
+    let steps = [
+        Step::AwaitChoice(choice),
+        switch_over(q, shard, watchers, sentinel, (from, to), seat.method),
+    ];
     let undone = |step: &Step| step.action().check(q.seen) != Check::Done;
     Ok(steps.into_iter().find(undone).into_iter().collect())
 }
@@ -180,18 +157,13 @@ fn seats(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
 fn switch_over(
     q: &Question,
     shard: &Shard,
-    watchers: &Watchers,
-    from: Address,
-    to: Address,
+    watchers: Watchers,
+    sentinel: Address,
+    (from, to): (Address, Address),
     method: FailoverMethod,
-    coordinated: bool,
-) -> Option<Step> {
-    let answers = |s: &&Address| q.seen.report(s).is_some();
-    let any = || watchers.sentinels.iter().find(answers);
-    let sentinel = watchers.leader_for(&to, q.seen).or_else(any)?.clone();
-    let (shard, watchers) = (shard.id, watchers.clone());
-    let step = SwitchOver { shard, sentinel, watchers, from, to, method, coordinated };
-    Some(Step::SwitchOver(step))
+) -> Step {
+    let pause_ms = pause_ms(watchers.down_after_ms(q.seen));
+    Step::SwitchOver(SwitchOver { shard: shard.id, sentinel, watchers, from, to, method, pause_ms })
 }
 
 /// A change of primary that was left when the old one had let go: nobody takes writes.
@@ -202,11 +174,9 @@ fn resume(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
         let to = &mark.successor;
         let let_go = q.seen.report(from).is_some_and(|r| follows(r, Some(to), q.seen));
         let waits = q.seen.report(to).is_some_and(|r| r.role == Role::Replica);
-        let graceful = FailoverMethod::Graceful;
-        let (from, to) = (from.clone(), to.clone());
-        (let_go && waits)
-            .then(|| switch_over(q, shard, &watchers, from, to, graceful, false))
-            .flatten()
+        let leader = watchers.leader_now(to, q.seen).or(watchers.sentinels.first())?.clone();
+        let (pair, graceful) = ((from.clone(), to.clone()), FailoverMethod::Graceful);
+        (let_go && waits).then(|| switch_over(q, shard, watchers.clone(), leader, pair, graceful))
     };
     let marked: BTreeSet<&Address> = q.seen.marks.iter().map(|m| &m.node).collect();
     Ok(marked.into_iter().filter_map(step).collect())

@@ -29,11 +29,7 @@ fn lone(address: &Address) -> Sighting {
     let mut report = blank(address, 0);
     (report.cluster_enabled, report.cluster) = (false, None);
     report.replication.replid = format!("history of {address}");
-    for (name, value) in [
-        ("replica-priority", "100"),
-        ("min-replicas-to-write", "0"),
-        ("repl-diskless-sync-delay", "5"),
-    ] {
+    for (name, value) in [("replica-priority", "100"), ("repl-diskless-sync-delay", "5")] {
         report.settings.insert(name.to_owned(), value.to_owned());
     }
     Sighting::Seen(Box::new(report))
@@ -115,8 +111,8 @@ fn a_failover_goes_through_a_sentinel() {
     let (now, seen) = made(3, 3);
     let amendment = failover::amend(&FailoverIntent::default(), &now, &seen).unwrap();
     let (kinds, after) = carried_out(&now, &amendment.terms, &seen);
-    let switch = ["set_temporary", "await_choice", "set_temporary", "let_go", "switch_over"];
-    assert_eq!(kinds[..5], switch, "{kinds:?}");
+    let switch = ["set_temporary", "await_choice", "switch_over"];
+    assert_eq!(kinds[..3], switch, "{kinds:?}");
     settled(&now, &after);
     let leads = |seen: &Observation| {
         let lead = |a: &&Address| seen.report(a).is_some_and(|r| r.role == Role::Primary);
@@ -198,7 +194,7 @@ fn replicas_leave_and_are_forgotten() {
     let other = amended(&fewer, &amendment);
     let (kinds, seen) = carried_out(&other, &amendment.terms, &seen);
     let at = |kind: &str| kinds.iter().position(|k| *k == kind).unwrap();
-    assert!(at("follow") < at("let_go") && at("switch_over") < at("leave"), "{kinds:?}");
+    assert!(at("follow") < at("switch_over") && at("switch_over") < at("leave"), "{kinds:?}");
     settled(&other, &seen);
 }
 
