@@ -32,6 +32,7 @@ pub mod placement;
 pub mod plan;
 pub mod planner;
 pub mod policy;
+pub mod published;
 pub mod receiver;
 pub mod refusal;
 mod schema;

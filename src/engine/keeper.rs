@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::Engine;
+use super::ears::Ears;
 use super::finish::Finisher;
 use super::judge::Judge;
 use super::lease::Lease;
@@ -98,6 +99,7 @@ pub struct Keeper {
     id: TopologyId,
     watch: Option<Watch>,
     lookout: Lookout,
+    ears: Ears,
     judge: Option<Judge>,
     run: Option<Run>,
     finisher: Finisher,
@@ -115,6 +117,7 @@ impl Keeper {
             id,
             watch: None,
             lookout: Lookout::default(),
+            ears: Ears::default(),
             judge: None,
             run: None,
             finisher: Finisher::default(),
@@ -177,6 +180,7 @@ impl Keeper {
         let marked = marks.iter().map(|m| m.node.clone()).collect();
         let began = Instant::now();
         let spec = &stored.wanted.spec;
+        self.ears.follow(&engine, &self.lease, spec, &logins);
         let ask = Arc::new(ask(Some(spec)));
         let nodes = everybody(spec, &marked);
         let mut before = watch.seen.as_deref().cloned().unwrap_or_default();

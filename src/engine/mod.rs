@@ -21,6 +21,7 @@
 pub mod apply;
 pub mod courier;
 pub mod desk;
+mod ears;
 mod finish;
 mod gauges;
 pub mod guests;

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use futures::future::BoxFuture;
 
-use super::{Ask, Fleet, FleetError, Talk, Target};
+use super::{Ask, Fleet, FleetError, Published, Talk, Target};
 use crate::domain::moving::talk::{Answer, Saying};
 use crate::domain::node::{Address, Capabilities, Flavor, Version};
 use crate::domain::observation::Report;
@@ -59,6 +59,14 @@ impl<F: Fleet> Fleet for Metered<F> {
         sayings: &'a [Saying],
     ) -> BoxFuture<'a, Result<Vec<Answer>, FleetError>> {
         Box::pin(timed("converse", self.inner.converse(talk, sayings)))
+    }
+
+    fn listen<'a>(
+        &'a self,
+        target: &'a Target,
+        channels: &'a [&'a str],
+    ) -> BoxFuture<'a, Result<Published, FleetError>> {
+        Box::pin(timed("listen", self.inner.listen(target, channels)))
     }
 }
 

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use futures::stream::BoxStream;
 
 use crate::domain::credential::Credential;
 use crate::domain::fault::{Fault, NO_REPLY, UNREACHABLE};
@@ -57,6 +58,24 @@ pub trait Fleet: Send + Sync + 'static {
         talk: &'a Talk<'a>,
         sayings: &'a [Saying],
     ) -> BoxFuture<'a, Result<Vec<Answer>, FleetError>>;
+
+    /// Hears what a node publishes on these channels from now on, until the connection ends. Messages
+    /// may be lost.
+    fn listen<'a>(
+        &'a self,
+        target: &'a Target,
+        channels: &'a [&'a str],
+    ) -> BoxFuture<'a, Result<Published, FleetError>>;
+}
+
+/// What a node publishes, as it comes.
+pub type Published = BoxStream<'static, Message>;
+
+/// One message that a node published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    pub channel: String,
+    pub text: String,
 }
 
 /// To whom something is said while slots move, and how long the answers may take.

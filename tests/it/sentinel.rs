@@ -341,7 +341,8 @@ async fn a_deployment_made_by_hand_is_adopted_as_it_is() {
         watched.ask(sentinel, &["SENTINEL", "MONITOR", NAME, "127.0.0.1", &primary, "2"]);
     }
     watched.becomes_complete(&[0, 1, 2], 2).await;
-    let seed = watched.sentinels[1].address();
+    // A replica leads to all of them, by what Sentinels publish there.
+    let seed = watched.world.nodes[1].address();
     let body = json!({ "name": NAME, "seeds": [seed] });
     let topology = watched.world.client.post("/v1/adoptions", &body).await.unwrap();
     let spec = &topology["spec"];
@@ -364,6 +365,56 @@ async fn a_deployment_made_by_hand_is_adopted_as_it_is() {
         assert!(watched.ask(sentinel, &["SENTINEL", "MASTERS"]).is_empty());
     }
     assert_eq!(watched.primaries(), [0, 1, 2]);
+}
+
+/// Looks are far apart here: what Sentinels publish is what makes Reeve look.
+#[tokio::test]
+async fn what_sentinels_publish_has_them_looked_at_at_once() {
+    let watched = Watched::start_with(&[("REEVE_WATCH_INTERVAL_MS", "30000")], 2, 3).await;
+    watched.create().await;
+    phase(&watched.world, "steady").await;
+    // All are listened to a moment after the first look.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let old = watched.named(0);
+    assert_eq!(watched.ask(0, &["SENTINEL", "FAILOVER", NAME]), "OK");
+    let event = until("it is told", Duration::from_secs(5), async || {
+        let path = "/v1/events?types=primary.changed";
+        let events = watched.world.client.get(path).await.unwrap();
+        events["items"].as_array().unwrap().first().cloned().ok_or(events.to_string())
+    })
+    .await;
+    assert_eq!(event["data"]["old_primary"], old, "{event:#}");
+}
+
+#[tokio::test]
+async fn a_sentinel_that_cannot_be_read_is_no_reason_to_leave_it_out() {
+    let key = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
+    let mut watched = Watched::start_with(&[("REEVE_SECRET_KEY", key)], 2, 0).await;
+    for _ in 0..3 {
+        watched.add_sentinel_with(&[("requirepass", "their-own-word")]).await;
+    }
+    let primary = watched.world.nodes[0].port();
+    redis_cli(watched.world.nodes[1].port(), &["REPLICAOF", "127.0.0.1", &primary.to_string()]);
+    let ask = |n: usize, words: &[&str]| {
+        redis_cli(watched.sentinels[n].port(), &[&["-a", "their-own-word"], words].concat())
+    };
+    for n in 0..3 {
+        ask(n, &["SENTINEL", "MONITOR", NAME, "127.0.0.1", &primary.to_string(), "2"]);
+    }
+    until("they announce themselves", SOON, async || {
+        let channels = redis_cli(primary, &["PUBSUB", "NUMSUB", "__sentinel__:hello"]);
+        if channels.ends_with("\n3") { Ok(()) } else { Err(channels) }
+    })
+    .await;
+    let body = json!({ "name": NAME, "seeds": [watched.world.nodes[0].address()] });
+    let refused = watched.world.client.post("/v1/adoptions", &body).await.unwrap_err().to_string();
+    assert!(refused.contains("credentials.sentinel"), "{refused}");
+    let credential = json!({ "name": "watchers", "password": "their-own-word" });
+    watched.world.client.post("/v1/credentials", &credential).await.unwrap();
+    let body = json!({ "name": NAME, "seeds": [watched.world.nodes[0].address()],
+                       "credentials": { "sentinel": "watchers" } });
+    let topology = watched.world.client.post("/v1/adoptions", &body).await.unwrap();
+    assert_eq!(topology["spec"]["sentinels"].as_array().map(Vec::len), Some(3), "{topology:#}");
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use reeve::domain::moving::talk::{Answer, Saying};
 use reeve::domain::node::Address;
 use reeve::domain::observation::Report;
 use reeve::domain::step::command::Verb;
-use reeve::fleet::{Ask, Fleet, FleetError, Talk, Target};
+use reeve::fleet::{Ask, Fleet, FleetError, Published, Talk, Target};
 
 pub trait Shim: Send + Sync + 'static {
     /// The fleet behind it.
@@ -75,5 +75,13 @@ impl<T: Shim> Fleet for Shimmed<T> {
         sayings: &'a [Saying],
     ) -> BoxFuture<'a, Result<Vec<Answer>, FleetError>> {
         self.0.converse(talk, sayings)
+    }
+
+    fn listen<'a>(
+        &'a self,
+        target: &'a Target,
+        channels: &'a [&'a str],
+    ) -> BoxFuture<'a, Result<Published, FleetError>> {
+        self.0.behind().listen(target, channels)
     }
 }

@@ -58,6 +58,8 @@ pub enum Saying {
     Migrate { to: Address, keys: Vec<Key>, within_ms: u64 },
     /// `PING`.
     Ping,
+    /// `PUBSUB NUMSUB`: a number.
+    CountListeners { channel: String },
     /// `FUNCTION DUMP`: bytes.
     DumpFunctions,
     /// `FUNCTION RESTORE … REPLACE`, of what another node dumped.

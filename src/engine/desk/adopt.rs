@@ -1,22 +1,32 @@
 //! A cluster that runs becomes a topology. Everything here looks, and nothing is sent to nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use futures::StreamExt;
+use tokio::time::{Instant, timeout_at};
 
 use super::{AdoptRequest, DeskError};
 use crate::clock;
 use crate::domain::health::Health;
 use crate::domain::id::TopologyId;
 use crate::domain::intent::adopt;
-use crate::domain::node::Address;
+use crate::domain::moving::talk::{Answer, Lane, Saying};
+use crate::domain::node::{Address, NodeKind};
 use crate::domain::observation::{Observation, Sighting};
 use crate::domain::placement::Warning;
+use crate::domain::published::{self, HELLO};
 use crate::domain::refusal::{FieldError, Refusal};
 use crate::domain::topology::Topology;
 use crate::engine::Engine;
-use crate::engine::look::{LoginError, Logins};
+use crate::engine::look::{LoginError, Logins, target};
+use crate::fleet::Talk;
 use crate::store::StoreError;
 use crate::store::adoptions::NewAdoption;
 use crate::store::nodes::NewNode;
+
+/// Sentinels announce themselves each two seconds.
+const ANNOUNCE_WITHIN: Duration = Duration::from_secs(3);
 
 impl Engine {
     /// Stores the cluster of these seeds as a topology, as it is. Returns what was not plain about it.
@@ -27,12 +37,20 @@ impl Engine {
     ) -> Result<Vec<Warning>, DeskError> {
         self.refuse_name(&request.name).await?;
         let logins = self.named_logins(&request.credentials).await.map_err(at_credentials)?;
-        let seen = self.look_around(&request.seeds, &logins).await?;
+        let mut seeds = request.seeds.clone();
+        let mut seen = self.look_around(&seeds, Observation::default(), &logins).await?;
+        if let Some((seed, announced)) = self.announced(&seeds, &seen, &logins).await {
+            seeds.extend(announced.iter().cloned());
+            seen = self.look_around(&seeds, seen, &logins).await?;
+            if !announced.iter().any(|a| seen.report(a).is_some()) {
+                return Err(cannot_be_read(seed, &seeds[seed], &announced).into());
+            }
+        }
         let id = TopologyId(clock::new_id());
         let adoption = adopt::adopt(
             &adopt::Request {
                 topology: id,
-                seeds: &request.seeds,
+                seeds: &seeds,
                 zones: &request.zones,
                 credentials: &request.credentials,
             },
@@ -72,9 +90,9 @@ impl Engine {
     async fn look_around(
         &self,
         seeds: &[Address],
+        mut seen: Observation,
         logins: &Logins,
     ) -> Result<Observation, DeskError> {
-        let mut seen = Observation::default();
         loop {
             let next = adopt::unasked(seeds, &seen)?;
             if next.is_empty() {
@@ -97,6 +115,40 @@ impl Engine {
         }
     }
 
+    /// The Sentinels that watch a data node which was named without them, and which of the seeds that is:
+    /// each announces itself there, and one that answers here leads to the others.
+    async fn announced(
+        &self,
+        seeds: &[Address],
+        seen: &Observation,
+        logins: &Logins,
+    ) -> Option<(usize, BTreeSet<Address>)> {
+        let report = |a: &Address| seen.report(a).filter(|r| !r.cluster_enabled);
+        let of_kind = |kind| seeds.iter().position(|s| report(s).is_some_and(|r| r.kind == kind));
+        let (None, Some(seed)) = (of_kind(NodeKind::Sentinel), of_kind(NodeKind::Data)) else {
+            return None;
+        };
+        let (target, identity) = (target(&seeds[seed], logins), report(&seeds[seed])?.identity());
+        let (lane, within) = (Lane::Control, ANNOUNCE_WITHIN);
+        let talk = Talk { target: &target, lane, identity: &identity, within };
+        let count = Saying::CountListeners { channel: HELLO.to_owned() };
+        let listeners = match self.fleet.converse(&talk, &[count]).await.as_deref() {
+            Ok([Answer::Number(listeners)]) => usize::try_from(*listeners).unwrap_or(usize::MAX),
+            Ok(_) | Err(_) => usize::MAX,
+        };
+        if listeners == 0 {
+            return None;
+        }
+        let mut published = self.fleet.listen(&target, &[HELLO]).await.ok()?;
+        let (until, mut announced) = (Instant::now() + ANNOUNCE_WITHIN, BTreeSet::new());
+        while announced.len() < listeners
+            && let Ok(Some(message)) = timeout_at(until, published.next()).await
+        {
+            announced.extend(published::announced(&message.text));
+        }
+        (!announced.is_empty()).then_some((seed, announced))
+    }
+
     async fn refuse_adopted(&self, wanted: &Topology, seeds: &[Address]) -> Result<(), DeskError> {
         let addresses: Vec<Address> =
             wanted.spec.nodes().iter().map(|n| n.address.clone()).collect();
@@ -114,6 +166,15 @@ impl Engine {
         errors.sort_by_key(|e| e.pointer == "/seeds");
         if errors.is_empty() { Ok(()) } else { Err(Refusal::NodeTaken(errors).into()) }
     }
+}
+
+fn cannot_be_read(i: usize, seed: &Address, sentinels: &BTreeSet<Address>) -> Refusal {
+    let names: Vec<String> = sentinels.iter().map(ToString::to_string).collect();
+    let why = format!(
+        "{seed} is watched by Sentinels that cannot be read here ({}): open the way to them, or name their login in credentials.sentinel",
+        names.join(", ")
+    );
+    Refusal::Invalid(vec![FieldError::new(format!("/seeds/{i}"), why)])
 }
 
 fn at_credentials(error: LoginError) -> DeskError {

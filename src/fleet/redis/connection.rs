@@ -364,7 +364,7 @@ pub(super) fn without_secrets(message: &str, target: &Target) -> String {
 }
 
 /// What went wrong, in words that a person can use.
-fn words(error: &RedisError) -> String {
+pub(super) fn words(error: &RedisError) -> String {
     if error.is_connection_refusal() {
         "connection refused".to_owned()
     } else if error.is_connection_dropped() {

@@ -61,6 +61,7 @@ fn command(saying: &Saying, target: &Target) -> Cmd {
             &mut words
         }
         Saying::Ping => words.arg("PING"),
+        Saying::CountListeners { channel } => words.arg("PUBSUB").arg("NUMSUB").arg(channel),
         Saying::DumpFunctions => words.arg("FUNCTION").arg("DUMP"),
         Saying::RestoreFunctions(dump) => {
             words.arg("FUNCTION").arg("RESTORE").arg(&dump[..]).arg("REPLACE")
@@ -111,6 +112,7 @@ fn answer(saying: &Saying, reply: Value, target: &Target) -> Answer {
         Saying::Command(_) => done(&reply, "OK").or_else(|| text(&reply).map(|_| Answer::Done)),
         Saying::Stand => standing(&reply),
         Saying::Ping => done(&reply, "PONG"),
+        Saying::CountListeners { channel } => field(&reply, channel).and_then(number),
         Saying::Migrate { .. } => {
             done(&reply, "OK").or_else(|| done(&reply, "NOKEY").map(|_| Answer::Nothing))
         }
@@ -317,6 +319,11 @@ mod tests {
             (&kind, Value::SimpleString("hash".to_owned()), Answer::Text("hash".to_owned())),
             (&kind, Value::SimpleString("none".to_owned()), Answer::Nothing),
             (&list, names, Answer::Keys(vec![key(b"a"), key(b"\xff")])),
+            (
+                &Saying::CountListeners { channel: "c".to_owned() },
+                Value::Array(vec![text_of("c"), Value::Int(3)]),
+                Answer::Number(3),
+            ),
             (&Saying::DumpFunctions, text_of("x"), Answer::Bytes(b"x".to_vec())),
             (&Saying::SlotJobs, Value::Array(Vec::new()), Answer::Jobs(Vec::new())),
         ] {

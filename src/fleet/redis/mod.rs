@@ -9,6 +9,7 @@ mod converse;
 mod fence;
 mod info;
 mod lanes;
+mod listen;
 mod look;
 mod nodes;
 mod reach;
@@ -27,7 +28,7 @@ use tokio::time::timeout;
 
 use self::connection::{Lost, Node, io_words, unreachable};
 pub use self::reach::{ParseReachError, Reach};
-use super::{Ask, Fleet, FleetError, Talk, Target};
+use super::{Ask, Fleet, FleetError, Published, Talk, Target};
 use crate::domain::moving::talk::{Answer, Saying};
 use crate::domain::node::Address;
 use crate::domain::observation::Report;
@@ -158,5 +159,13 @@ impl Fleet for RedisFleet {
             converse::converse(&node, talk, sayings, &self.timeouts).await
         }
         .boxed()
+    }
+
+    fn listen<'a>(
+        &'a self,
+        target: &'a Target,
+        channels: &'a [&'a str],
+    ) -> BoxFuture<'a, Result<Published, FleetError>> {
+        listen::listen(target, channels, &self.reach, &self.timeouts).boxed()
     }
 }

@@ -81,6 +81,7 @@ impl Sent {
                 | Saying::Size { .. }
                 | Saying::TypeOf { .. }
                 | Saying::Ping
+                | Saying::CountListeners { .. }
                 | Saying::DumpFunctions
                 | Saying::SlotJobs
                 | Saying::Stand,

@@ -164,6 +164,7 @@ impl World {
                 server.tell_of(key, |_| Answer::Text("string".to_owned()))
             }
             Sent::Saying(Saying::Ping) => Ok(Answer::Done),
+            Sent::Saying(Saying::CountListeners { .. }) => Ok(Answer::Number(0)),
             Sent::Saying(Saying::Command(verb)) => {
                 server.execute(verb, target, now).map(|()| Answer::Done)
             }

@@ -3,6 +3,7 @@
 
 use std::future::pending;
 
+use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt};
 
 use super::SimFleet;
@@ -15,7 +16,7 @@ use crate::domain::moving::talk::{Answer, Saying};
 use crate::domain::node::Address;
 use crate::domain::observation::{Attached, Report};
 use crate::domain::step::command::Verb;
-use crate::fleet::{Ask, Fleet, FleetError, Talk, Target};
+use crate::fleet::{Ask, Fleet, FleetError, Published, Talk, Target};
 
 /// How a call ends for its caller.
 pub(super) enum End<T> {
@@ -86,6 +87,15 @@ impl Fleet for SimFleet {
             };
             world.exchange(&line, &said).map(|answers| Ok(answers.into_iter().map(heard).collect()))
         })
+    }
+
+    /// Nothing is published here: what counts is what looks show.
+    fn listen<'a>(
+        &'a self,
+        _target: &'a Target,
+        _channels: &'a [&'a str],
+    ) -> BoxFuture<'a, Result<Published, FleetError>> {
+        async { Ok(futures::stream::pending().boxed()) }.boxed()
     }
 }
 
