@@ -119,7 +119,6 @@ fn engine(
     let options = Options {
         me,
         policy,
-        preview_sentinel: settings.preview_sentinel,
         watch_interval: settings.watch_interval,
         lease_ttl: settings.lease_ttl,
         commands_within: settings.commands_within(),

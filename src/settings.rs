@@ -47,11 +47,6 @@ pub struct Flags {
     #[arg(long, env = "REEVE_WEBHOOK_ALLOW_CIDRS")]
     pub webhook_allow_cidrs: Option<String>,
 
-    /// Allow topologies of mode `sentinel`, which is unfinished: try it, do not rely on it
-    #[arg(long, env = "REEVE_PREVIEW_SENTINEL")]
-    #[serde(default)]
-    pub preview_sentinel: bool,
-
     /// How often each topology is looked at, in milliseconds [default: 1000]
     #[arg(long, env = "REEVE_WATCH_INTERVAL_MS")]
     pub watch_interval_ms: Option<u64>,
@@ -94,7 +89,6 @@ pub struct Settings {
     pub log_format: LogFormat,
     pub node_allow_cidrs: Option<String>,
     pub webhook_allow_cidrs: Option<String>,
-    pub preview_sentinel: bool,
     pub watch_interval: Duration,
     pub lease_ttl: Duration,
     pub max_retries: Option<u32>,
@@ -161,7 +155,6 @@ impl Settings {
             log_format: flags.log_format.or(file.log_format).unwrap_or(LogFormat::Pretty),
             node_allow_cidrs: flags.node_allow_cidrs.or(file.node_allow_cidrs),
             webhook_allow_cidrs: flags.webhook_allow_cidrs.or(file.webhook_allow_cidrs),
-            preview_sentinel: flags.preview_sentinel || file.preview_sentinel,
             watch_interval: Duration::from_millis(interval),
             lease_ttl: Duration::from_millis(lease_ttl),
             max_retries: flags.max_retries.or(file.max_retries),

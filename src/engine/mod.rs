@@ -73,8 +73,6 @@ pub struct Engine {
     pub tail: Tail,
     pub guests: Arc<Guests>,
     pub policy: Policy,
-    /// Whether topologies of mode `sentinel` are made.
-    preview_sentinel: bool,
     /// How often each topology is looked at while nothing is done to it.
     pub watch_interval: Duration,
     /// Without it, credentials can be neither stored nor used.
@@ -103,8 +101,6 @@ pub struct Engine {
 pub struct Options {
     pub me: Instance,
     pub policy: Policy,
-    /// Whether topologies of mode `sentinel` are made.
-    pub preview_sentinel: bool,
     pub watch_interval: Duration,
     pub lease_ttl: Duration,
     pub commands_within: Duration,
@@ -123,7 +119,6 @@ impl Engine {
             tail: Tail::new(),
             guests: Arc::default(),
             policy: options.policy,
-            preview_sentinel: options.preview_sentinel,
             watch_interval: options.watch_interval,
             secret_key: options.secret_key,
             caller: options.caller,

@@ -62,7 +62,6 @@ pub fn engine(store: &Store, fleet: Arc<dyn Fleet>) -> Arc<Engine> {
     let options = Options {
         me,
         policy: policy(),
-        preview_sentinel: true,
         watch_interval: Duration::from_millis(250),
         lease_ttl: TTL,
         commands_within: Duration::from_secs(1),

@@ -35,7 +35,6 @@ impl World {
         let binary = PathBuf::from(env!("CARGO_BIN_EXE_reeve"));
         let mut options = ServerOptions::new(binary, folder.join("reeve"), postgres.url()).unwrap();
         options = options.with("REEVE_NODE_ALLOW_CIDRS", "127.0.0.0/8,::1/128");
-        options = options.with("REEVE_PREVIEW_SENTINEL", "true");
         for (name, value) in env {
             options = options.with(name, value);
         }

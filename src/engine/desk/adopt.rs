@@ -57,7 +57,6 @@ impl Engine {
             &seen,
         )?;
         let (spec, layout) = (adoption.spec, adoption.layout);
-        self.refuse_unfinished(&spec)?;
         let wanted = Topology { id, name: request.name.clone(), version: 1, spec, layout };
         self.refuse_adopted(&wanted, &request.seeds).await?;
         let seen = of_topology(&wanted, &seen);

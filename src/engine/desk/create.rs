@@ -9,7 +9,7 @@ use crate::domain::intent::{CreateIntent, Intent, create};
 use crate::domain::node::Address;
 use crate::domain::plan::Plan;
 use crate::domain::refusal::{FieldError, Refusal};
-use crate::domain::spec::{Mode, Spec};
+use crate::domain::spec::Mode;
 use crate::domain::topology::Topology;
 use crate::engine::Engine;
 use crate::store::StoreError;
@@ -43,22 +43,12 @@ impl Engine {
         self.stored_plan(id).await
     }
 
-    /// What is there to be tried, and nobody should rely on, is made only where somebody wants that.
-    pub(super) fn refuse_unfinished(&self, spec: &Spec) -> Result<(), DeskError> {
-        if spec.mode() != Mode::Sentinel || self.preview_sentinel {
-            return Ok(());
-        }
-        let why = "mode `sentinel` is unfinished: to try it, start Reeve with REEVE_PREVIEW_SENTINEL=true; mode `replication` needs no Sentinels, and mode `cluster` fails over by itself";
-        Err(Refusal::Unsupported(why.to_owned()).into())
-    }
-
     async fn draft(&self, request: &CreateRequest) -> Result<Draft, DeskError> {
         let wrong = request.spec.validate();
         if !wrong.is_empty() {
             let wrong = wrong.into_iter().map(|e| e.under("/spec")).collect();
             return Err(Refusal::Invalid(wrong).into());
         }
-        self.refuse_unfinished(&request.spec)?;
         self.refuse_name(&request.name).await?;
         let logins = self.logins(&request.spec).await?;
         let nodes = request.spec.nodes().iter().enumerate();
