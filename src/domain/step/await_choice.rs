@@ -46,8 +46,9 @@ impl Action for AwaitChoice {
                 "{} is to see that {} is to be preferred, and a moment is to pass",
                 self.sentinel, self.to
             ),
-            done: 0,
-            total: 1,
+            // From then on every moment counts.
+            done: usize::from(self.watchers.would_choose(&self.sentinel, &self.to, seen)),
+            total: 2,
         })
     }
 

@@ -6,7 +6,7 @@ use crate::domain::intent::{
     RemoveSentinelIntent, ReplaceNodeIntent, dissolve, failover, members, repair, sentinels,
 };
 use crate::domain::observation::MarkKind;
-use crate::domain::sentinel::{SentinelView, WatchedSentinel};
+use crate::domain::sentinel::{SentinelView, WatchedReplica, WatchedSentinel, Watchers};
 use crate::domain::topology::Topology;
 
 fn watcher(n: u16) -> NodeSpec {
@@ -210,4 +210,53 @@ fn nobody_watches_while_it_is_taken_apart() {
     let (kinds, _) = carried_out(&gone, &amendment.terms, &seen);
     assert_eq!(kinds[..3], ["unwatch"; 3], "{kinds:?}");
     assert!(kinds[3..].contains(&"reset_node"), "{kinds:?}");
+}
+
+#[test]
+fn the_sentinel_with_the_fewest_clients_leads_when_it_is_time() {
+    let (now, mut seen) = made(3, 3);
+    let shard = now.layout.lone().unwrap().clone();
+    let leads = crate::domain::sentinel::named(&shard.members, &seen).unwrap().clone();
+    let to = shard.members.iter().find(|m| **m != leads).unwrap().clone();
+    let watchers = Watchers {
+        name: "m".to_owned(),
+        sentinels: now.layout.sentinels().to_vec(),
+        members: shard.members,
+        apart: BTreeSet::new(),
+    };
+    let [first, second, third] = [0, 1, 2].map(|n| watcher(n).address);
+    assert_eq!(watchers.leader(&to, &seen), Some(&third));
+    for (sentinel, clients) in [(&first, 3), (&second, 1), (&third, 2)] {
+        let Some(Sighting::Seen(report)) = seen.nodes.get_mut(sentinel) else { panic!() };
+        report.connected_clients = clients;
+    }
+    assert_eq!(watchers.leader(&to, &seen), Some(&second));
+    let changed = |of: &dyn Fn(&mut WatchedReplica)| {
+        let mut seen = seen.clone();
+        let Some(Sighting::Seen(report)) = seen.nodes.get_mut(&second) else { panic!() };
+        let watch = report.sentinel.as_mut().unwrap().watches.get_mut("m").unwrap();
+        watch.replicas.iter_mut().for_each(of);
+        seen
+    };
+    let cut_off = changed(&|replica| {
+        replica.flags.insert("s_down".to_owned());
+    });
+    assert_eq!(watchers.leader(&to, &cut_off), Some(&third));
+    for (age_ms, ripe) in [
+        (0, false),
+        (299, false),
+        (300, true),
+        (649, true),
+        (650, false),
+        (999, false),
+        (1000, true),
+    ] {
+        let asked = changed(&|replica| {
+            replica.priority = if replica.address == to { 1 } else { 100 };
+            replica.age_ms = age_ms;
+        });
+        assert_eq!(watchers.is_ripe(&second, &to, &asked), ripe, "{age_ms}");
+        let all_alike = changed(&|replica| replica.age_ms = age_ms);
+        assert!(!watchers.is_ripe(&second, &to, &all_alike), "nobody is preferred");
+    }
 }
