@@ -1,12 +1,13 @@
 //! Advice that is followed: its files boot real servers, containers' files are what their tools
 //! take, and its topology is made as it is.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use reeve::demo::servers::Folder;
+use reeve::demo::servers::{Folder, Port};
 use serde_json::{Value, json};
 
 use crate::openapi::{said, tool};
@@ -228,49 +229,124 @@ fn manifests_fit_the_schema_of_kubernetes_and_the_compose_file_parses() {
     said(Command::new("sh").arg("-n").arg(folder.join("prepare.sh")));
 }
 
+/// Servers that run on the files of an advice, whose topology was posted and made as it is.
+pub struct Advised {
+    pub world: World,
+    pub advice: Value,
+    pub installed: Installed,
+    pub running: BTreeMap<String, Running>,
+    _ports: Vec<Port>,
+}
+
+impl Advised {
+    /// Of so many data nodes and, in mode sentinel, Sentinels. `adapt` may change the request.
+    pub async fn made(
+        mode: &str,
+        nodes: usize,
+        sentinels: usize,
+        adapt: impl FnOnce(&mut Value),
+    ) -> Self {
+        let (ports, all) = addresses(nodes + sentinels);
+        let (nodes, watch) = all.split_at(nodes);
+        let mut request = request(mode, nodes);
+        if !watch.is_empty() {
+            request["sentinels"] = specs(watch);
+        }
+        adapt(&mut request);
+        let world = World::new().await;
+        let advice = world.client.post("/v1/advice", &request).await.unwrap();
+        assert_eq!(advice["recommended_architecture"], mode);
+        let installed = Installed::new(Path::new("redis-server"), &advice["config_files"]);
+        let mut running = BTreeMap::new();
+        for node in &all {
+            running.insert(node.clone(), installed.start(node).await);
+        }
+        let credential = json!({ "name": "orders-admin", "password": PASSWORD });
+        world.client.post("/v1/credentials", &credential).await.unwrap();
+        let plan = world.create(&advice["topology"]).await;
+        assert_eq!(plan["warnings"], json!([]), "{plan:#}");
+        Self { world, advice, installed, running, _ports: ports }
+    }
+
+    pub async fn get(&self, below: &str) -> Value {
+        self.world.client.get(&format!("/v1/topologies/orders{below}")).await.unwrap()
+    }
+
+    pub async fn what_if(&self, fail: &Value) -> Value {
+        let body = json!({ "fail": fail });
+        self.world.client.post("/v1/topologies/orders/what-if", &body).await.unwrap()
+    }
+
+    /// Each node begins in the part that the advice showed, what it survives is what was said, and
+    /// the files of the topology are those that it was started with.
+    async fn is_as_advised(&self) {
+        let (topology, advice) = (self.get("").await, &self.advice);
+        assert_eq!(topology["status"]["phase"], "steady", "{topology:#}");
+        let none = json!({ "critical": 0, "warning": 0, "info": 0 });
+        assert_eq!(topology["status"]["findings"], none, "{topology:#}");
+        let seen = topology["status"]["shards"].as_array().unwrap();
+        let layout = advice["layout"].as_array().unwrap();
+        assert_eq!(layout.len(), seen.len());
+        for (shard, seen) in layout.iter().zip(seen) {
+            let members = shard["members"].as_array().unwrap();
+            assert_eq!(members[0]["address"], seen["primary"]);
+            assert_eq!(members.len() - 1, seen["replicas"].as_array().unwrap().len());
+            if advice["recommended_architecture"] == "cluster" {
+                assert_eq!(shard["slots"], seen["slots"]);
+            }
+        }
+        let now = self.get("/survivability").await;
+        assert_eq!(now["survives"], advice["survivability"]["survives"]);
+        let files = self.get("/config-files").await;
+        for file in files["files"].as_array().unwrap() {
+            let told = advice["config_files"].as_array().unwrap();
+            assert!(told.contains(file), "{}", file["path"]);
+        }
+    }
+}
+
+/// Each node boots as a replica of another, and all of them know their part afterwards: also one that
+/// is started again from its file.
+async fn guarded_nodes_become_what_was_advised(mode: &str, sentinels: usize) {
+    let mut advised = Advised::made(mode, 3, sentinels, |_| {}).await;
+    advised.is_as_advised().await;
+    let members = advised.advice["layout"][0]["members"].clone();
+    let [primary, replica] = [0, 2].map(|i| members[i]["address"].as_str().unwrap());
+    assert_eq!(advised.running[primary].ask(&["SET", "key", "value"]), "OK");
+    drop(advised.running.remove(replica));
+    let again = advised.installed.start(replica).await;
+    until("it follows again", Duration::from_secs(20), async || {
+        let (role, key) = (again.ask(&["ROLE"]).replace('\n', ":"), again.ask(&["GET", "key"]));
+        let follows = role.starts_with(&format!("slave:{primary}:connected"));
+        if follows && key == "value" { Ok(()) } else { Err(format!("{role} {key}")) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_advised_replication_is_made_as_it_is() {
+    guarded_nodes_become_what_was_advised("replication", 0).await;
+}
+
+#[tokio::test]
+async fn an_advised_deployment_with_sentinels_is_made_as_it_is() {
+    guarded_nodes_become_what_was_advised("sentinel", 3).await;
+}
+
 #[tokio::test]
 async fn an_advised_cluster_is_made_as_it_is() {
-    let world = World::new().await;
-    let (_ports, nodes) = addresses(6);
+    let advised = Advised::made("cluster", 6, 0, |_| {}).await;
+    advised.is_as_advised().await;
+    let world = &advised.world;
     let nonsense = json!({ "data_size_gb": -1, "ops_per_second": 1 });
     let refused = world.client.post("/v1/advice", &nonsense).await.unwrap_err();
     assert_eq!(refused.code(), Some("invalid_body"));
     assert!(refused.to_string().contains("the data in GiB"), "{refused}");
 
-    let advice = world.client.post("/v1/advice", &request("cluster", &nodes)).await.unwrap();
-    assert_eq!(advice["recommended_architecture"], "cluster");
-    let installed = Installed::new(Path::new("redis-server"), &advice["config_files"]);
-    let mut running = Vec::new();
-    for node in &nodes {
-        running.push(installed.start(node).await);
-    }
-    let credential = json!({ "name": "orders-admin", "password": PASSWORD });
-    world.client.post("/v1/credentials", &credential).await.unwrap();
-    let plan = world.create(&advice["topology"]).await;
-    assert_eq!(plan["warnings"], json!([]), "{plan:#}");
-
-    // Each node begins in the part that the advice showed, and what it survives is what was said.
-    let topology = world.client.get("/v1/topologies/orders").await.unwrap();
-    for (shard, seen) in advice["layout"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .zip(topology["status"]["shards"].as_array().unwrap())
-    {
-        assert_eq!(shard["members"][0]["address"], seen["primary"]);
-        assert_eq!(shard["slots"], seen["slots"]);
-    }
-    let now = world.client.get("/v1/topologies/orders/survivability").await.unwrap();
-    assert_eq!(now["survives"], advice["survivability"]["survives"]);
-    let files = world.client.get("/v1/topologies/orders/config-files").await.unwrap();
-    for file in files["files"].as_array().unwrap() {
-        assert!(advice["config_files"].as_array().unwrap().contains(file), "{}", file["path"]);
-    }
-
     // What would happen if a zone went: as it stands, and whoever is primary.
     let zone = json!({ "fail": { "zones": ["a"] } });
     let path = "/v1/topologies/orders/what-if";
-    let observed = world.client.post(path, &zone).await.unwrap();
+    let observed = advised.what_if(&zone["fail"]).await;
     assert_eq!(observed["outcome"], "failover", "{observed:#}");
     let shard = &observed["promoted"][0];
     assert_eq!(shard["candidates"].as_array().unwrap().len(), 1);
