@@ -1,7 +1,7 @@
 //! Advice that is followed: its files boot real servers, containers' files are what their tools
 //! take, and its topology is made as it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -162,7 +162,10 @@ print(json.dumps({'manifests': manifests, 'compose': compose}))
 #[test]
 fn manifests_fit_the_schema_of_kubernetes_and_the_compose_file_parses() {
     for (mode, services, sets) in [("replication", 3, 3), ("sentinel", 6, 6), ("cluster", 6, 3)] {
-        let advice = advice(json!({ "ha_mode": mode, "data_size_gb": 2, "ops_per_second": 100 }));
+        let tls = mode == "sentinel";
+        let advice = advice(
+            json!({ "ha_mode": mode, "data_size_gb": 2, "ops_per_second": 100, "tls": tls }),
+        );
         let folder = Folder::fresh("reeve-test").unwrap();
         for file in advice["config_files"].as_array().unwrap() {
             let path = folder.join(file["path"].as_str().unwrap());
@@ -202,6 +205,9 @@ fn manifests_fit_the_schema_of_kubernetes_and_the_compose_file_parses() {
         let compose = &read["compose"];
         let found = compose["services"].as_object().unwrap();
         assert_eq!(found.len(), services, "{mode}");
+        let text = read.to_string();
+        assert_eq!(text.contains("--cacert"), tls, "{mode}");
+        assert_eq!(text.contains(r#""secretName":"redis-tls""#), tls, "{mode}");
         for (name, service) in found {
             for volume in service["volumes"].as_array().unwrap() {
                 let from = volume.as_str().unwrap().split(':').next().unwrap();
@@ -235,12 +241,23 @@ pub struct Advised {
     pub advice: Value,
     pub installed: Installed,
     pub running: BTreeMap<String, Running>,
+    warnings: Value,
     _ports: Vec<Port>,
 }
 
 impl Advised {
     /// Of so many data nodes and, in mode sentinel, Sentinels. `adapt` may change the request.
     pub async fn made(
+        mode: &str,
+        nodes: usize,
+        sentinels: usize,
+        adapt: impl FnOnce(&mut Value),
+    ) -> Self {
+        Self::installed(Installed::new, mode, nodes, sentinels, adapt).await
+    }
+
+    async fn installed(
+        install: fn(&Path, &Value) -> Installed,
         mode: &str,
         nodes: usize,
         sentinels: usize,
@@ -256,16 +273,22 @@ impl Advised {
         let world = World::new().await;
         let advice = world.client.post("/v1/advice", &request).await.unwrap();
         assert_eq!(advice["recommended_architecture"], mode);
-        let installed = Installed::new(Path::new("redis-server"), &advice["config_files"]);
+        let installed = install(Path::new("redis-server"), &advice["config_files"]);
         let mut running = BTreeMap::new();
         for node in &all {
             running.insert(node.clone(), installed.start(node).await);
         }
-        let credential = json!({ "name": "orders-admin", "password": PASSWORD });
-        world.client.post("/v1/credentials", &credential).await.unwrap();
+        let names = advice["topology"]["spec"]["credentials"].as_object().unwrap();
+        for name in names.values().filter_map(Value::as_str).collect::<BTreeSet<_>>() {
+            let mut credential = json!({ "name": name, "password": PASSWORD });
+            if installed.has_users() {
+                credential["username"] = json!(name);
+            }
+            world.client.post("/v1/credentials", &credential).await.unwrap();
+        }
         let plan = world.create(&advice["topology"]).await;
-        assert_eq!(plan["warnings"], json!([]), "{plan:#}");
-        Self { world, advice, installed, running, _ports: ports }
+        let warnings = plan["warnings"].clone();
+        Self { world, advice, installed, running, warnings, _ports: ports }
     }
 
     pub async fn get(&self, below: &str) -> Value {
@@ -280,6 +303,7 @@ impl Advised {
     /// Each node begins in the part that the advice showed, what it survives is what was said, and
     /// the files of the topology are those that it was started with.
     async fn is_as_advised(&self) {
+        assert_eq!(self.warnings, json!([]));
         let (topology, advice) = (self.get("").await, &self.advice);
         assert_eq!(topology["status"]["phase"], "steady", "{topology:#}");
         let none = json!({ "critical": 0, "warning": 0, "info": 0 });
@@ -331,6 +355,102 @@ async fn an_advised_replication_is_made_as_it_is() {
 #[tokio::test]
 async fn an_advised_deployment_with_sentinels_is_made_as_it_is() {
     guarded_nodes_become_what_was_advised("sentinel", 3).await;
+}
+
+/// Users of their own for Reeve, for replicas and for Sentinels.
+fn users(request: &mut Value) {
+    request["credentials"] =
+        json!({ "admin": "reeve", "replication": "replica", "sentinel": "watcher" });
+}
+
+#[tokio::test]
+async fn users_log_in_instead_of_a_password_for_all() {
+    for (mode, nodes, sentinels) in [("sentinel", 3, 3), ("cluster", 6, 0)] {
+        let install = Installed::with_users;
+        let advised = Advised::installed(install, mode, nodes, sentinels, users).await;
+        advised.is_as_advised().await;
+        let nobody = redis_cli(advised.running.values().next().unwrap().port, &["PING"]);
+        assert_eq!(nobody, "NOAUTH Authentication required.");
+    }
+}
+
+/// What Reeve changes is kept, and a file with users boots again afterwards: a server does not start
+/// with a user that CONFIG REWRITE has written beside an included one.
+#[tokio::test]
+async fn files_with_users_boot_every_version() {
+    for server in servers() {
+        let (_ports, all) = addresses(6);
+        let (nodes, watch) = all.split_at(3);
+        let mut request = request("sentinel", nodes);
+        request["sentinels"] = specs(watch);
+        users(&mut request);
+        let advice = advice(request);
+        let installed = Installed::with_users(&server, &advice["config_files"]);
+        for (node, save) in [(&nodes[0], "CONFIG REWRITE"), (&watch[0], "SENTINEL FLUSHCONFIG")] {
+            let running = installed.start(node).await;
+            assert_eq!(redis_cli(running.port, &["PING"]), "NOAUTH Authentication required.");
+            assert_eq!(running.ask(&save.split(' ').collect::<Vec<_>>()), "OK", "{node}");
+            drop(running);
+            installed.start(node).await;
+        }
+    }
+}
+
+/// Reeve itself does not speak TLS to nodes, so this is by hand.
+#[tokio::test]
+async fn files_with_tls_boot_and_nodes_find_each_other() {
+    let server = Path::new("redis-server");
+    let within = Duration::from_secs(30);
+    let (_ports, all) = addresses(6);
+    let (nodes, watch) = all.split_at(3);
+    let mut asked = request("sentinel", nodes);
+    asked["sentinels"] = specs(watch);
+    asked["tls"] = json!(true);
+    users(&mut asked);
+    let made = advice(asked);
+    let told = made["warnings"].as_array().unwrap();
+    assert!(told.iter().any(|w| w["code"] == "tls_not_spoken"), "{told:#?}");
+    let installed = Installed::with_users(server, &made["config_files"]);
+    let mut running = BTreeMap::new();
+    for node in &all {
+        running.insert(node.clone(), installed.start(node).await);
+    }
+    let first = &running[made["layout"][0]["members"][0]["address"].as_str().unwrap()];
+    assert_eq!(redis_cli(first.port, &["PING"]), "", "nobody is let in without TLS");
+    assert_eq!(first.ask(&["REPLICAOF", "NO", "ONE"]), "OK");
+    for node in watch {
+        until("a Sentinel knows all", within, async || {
+            let said = running[node].ask(&["SENTINEL", "MASTER", "orders"]).replace('\n', " ");
+            let known = said.contains("num-slaves 2") && said.contains("num-other-sentinels 2");
+            let well = known && said.contains("flags master link-pending");
+            if well { Ok(()) } else { Err(said) }
+        })
+        .await;
+    }
+    let online = first.ask(&["INFO", "replication"]).matches("state=online").count();
+    assert_eq!(online, 2);
+    let replica = made["layout"][0]["members"][1]["address"].as_str().unwrap().to_owned();
+    assert_eq!(running[&replica].ask(&["CONFIG", "REWRITE"]), "OK");
+    running.remove(&replica);
+    assert_eq!(installed.start(&replica).await.role(), "slave");
+
+    let (_ports, nodes) = addresses(6);
+    let mut asked = request("cluster", &nodes);
+    asked["tls"] = json!(true);
+    let made = advice(asked);
+    let installed = Installed::new(server, &made["config_files"]);
+    let one = installed.start(&nodes[0]).await;
+    let other = installed.start(&nodes[1]).await;
+    assert_eq!(one.ask(&["CLUSTER", "MEET", "127.0.0.1", &other.port.to_string()]), "OK");
+    until("the bus carries", within, async || {
+        let said = other.ask(&["CLUSTER", "NODES"]);
+        if said.matches("connected").count() == 2 && !said.contains("handshake") {
+            Ok(())
+        } else {
+            Err(said)
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

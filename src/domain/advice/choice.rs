@@ -454,6 +454,13 @@ impl Choice {
                 "whoever reaches a node may read and change everything: name a credential (credentials.admin)",
             ),
         }
+        if needs.tls {
+            self.notices.add(
+                "tls_not_spoken",
+                Severity::Critical,
+                "Reeve does not speak TLS to nodes yet: it refuses this topology until it does, and its files and procedure are for running it by hand; leave `tls` out to have one that Reeve makes and keeps",
+            );
+        }
         let used = self.shards * (self.replicas + 1) + if self.apart { self.sentinels } else { 0 };
         if let Some(left) = needs.servers.and_then(|n| n.checked_sub(used)).filter(|n| *n > 0) {
             self.notices.add(

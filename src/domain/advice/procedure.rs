@@ -123,7 +123,8 @@ impl<'a> Guide<'a> {
     fn cli(&self, node: Option<&Address>, words: &str) -> Option<String> {
         let node = node?;
         let program = self.needs.software.cli();
-        Some(format!("{program} -h {} -p {} {words}", node.host(), node.port()))
+        let tls = if self.needs.tls { " --tls --cacert ca.crt" } else { "" };
+        Some(format!("{program} -h {} -p {}{tls} {words}", node.host(), node.port()))
     }
 
     fn automatic(&self) -> Automatic {

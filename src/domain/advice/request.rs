@@ -67,6 +67,9 @@ pub struct AdviceRequest {
     /// the topology.
     #[serde(default)]
     pub credentials: Option<CredentialNames>,
+    /// Whether nodes are to speak TLS, to clients and with each other.
+    #[serde(default)]
+    pub tls: bool,
     /// The data nodes that there are, instead of `node_count` and `zones`. Example addresses are
     /// made up when they are left out.
     #[serde(default)]
@@ -124,6 +127,7 @@ pub(super) struct Needs {
     pub software: Software,
     pub name: String,
     pub credentials: CredentialNames,
+    pub tls: bool,
     pub nodes: Option<Vec<NodeSpec>>,
     pub sentinels: Option<Vec<NodeSpec>>,
     pub assume: Assumptions,
@@ -212,6 +216,7 @@ impl AdviceRequest {
             software,
             credentials: self.credentials.clone().unwrap_or_else(own),
             name,
+            tls: self.tls,
             nodes: self.nodes.clone(),
             sentinels: self.sentinels.clone(),
             assume: self.assumptions.clone(),

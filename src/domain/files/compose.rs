@@ -31,6 +31,16 @@ pub fn compose(topology: &Topology, software: &Software, memory_mb: u64) -> File
             command.push(format!("{}/redis.conf", place.config));
         }
         let port = node.port().to_string();
+        let mut ping =
+            ["CMD", software.cli(), "-h", node.host(), "-p", &port].map(str::to_owned).to_vec();
+        if topology.spec.tls().is_some() {
+            ping.extend([
+                "--tls".to_owned(),
+                "--cacert".to_owned(),
+                format!("{}/tls/ca.crt", place.config),
+            ]);
+        }
+        ping.push("ping".to_owned());
         let mut service = json!({
             "image": software.image(),
             "command": command,
@@ -43,7 +53,7 @@ pub fn compose(topology: &Topology, software: &Software, memory_mb: u64) -> File
             ],
             // Whoever is asked for a password is up too.
             "healthcheck": {
-                "test": ["CMD", software.cli(), "-h", node.host(), "-p", port, "ping"],
+                "test": ping,
                 "interval": "5s",
                 "timeout": "3s",
                 "retries": 10,
@@ -71,7 +81,7 @@ pub fn compose(topology: &Topology, software: &Software, memory_mb: u64) -> File
     }
     let head = "\
 # All nodes on one machine, to try the topology out. The folders with the nodes' files lie beside this
-# file; make each secrets.conf that a file includes first. The servers must be able to write to their
+# file; make first what each file says that it needs (secrets.conf, certificates). The servers must be able to write to their
 # folders (in these images they run as user 999): chown -R 999:999 */
 # Then: docker compose up -d
 ";

@@ -13,6 +13,8 @@ use crate::domain::topology::{Layout, Topology};
 
 const DATA_PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26_379;
+/// Where pods have their certificates.
+const TLS: &str = "/data/tls";
 
 /// What a pod gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,8 +55,17 @@ pub fn kubernetes(
         ns = plan.app,
         app = plan.app
     );
+    let tls = if plan.has_tls() {
+        format!(
+            "#\n# For TLS, with a certificate for *.{app}.{app}.svc.cluster.local (and *.{app}-sentinel… where there are\n# Sentinels) and for localhost:\n#   kubectl -n {app} create secret generic {} --from-file=node.crt --from-file=node.key --from-file=ca.crt\n",
+            plan.tls_secret(),
+            app = plan.app
+        )
+    } else {
+        String::new()
+    };
     let documents: Vec<String> = manifests.iter().map(yaml::document).collect();
-    let content = format!("{head}---\n{}", documents.join("---\n"));
+    let content = format!("{head}{tls}---\n{}", documents.join("---\n"));
     (File { path: "kubernetes.yaml".to_owned(), node: None, content }, plan.spec())
 }
 
@@ -167,6 +178,14 @@ impl<'a> Plan<'a> {
             Kind::Sentinel => "sentinel",
         };
         json!({ "app.kubernetes.io/name": self.app, "app.kubernetes.io/component": part })
+    }
+
+    fn has_tls(&self) -> bool {
+        self.topology.spec.tls().is_some()
+    }
+
+    fn tls_secret(&self) -> String {
+        format!("{}-tls", self.app)
     }
 
     fn service_name(&self, kind: Kind) -> String {
@@ -331,7 +350,9 @@ me=\"$POD_NAME.$SERVICE\"
             command.extend(["--cluster-announce-ip", "$(POD_IP)"].map(str::to_owned));
         }
         let ping = json!({ "exec": { "command": ["sh", "-c", format!(
-            "{} -p {port} ping | grep -q -e PONG -e LOADING", software.cli()
+            "{} -p {port}{} ping | grep -q -e PONG -e LOADING",
+            software.cli(),
+            if self.has_tls() { format!(" --tls --cacert {TLS}/ca.crt") } else { String::new() }
         )] } });
         let probe = |period: u32, failures: u32| {
             let mut probe = ping.clone();
@@ -340,10 +361,15 @@ me=\"$POD_NAME.$SERVICE\"
             probe["timeoutSeconds"] = 5.into();
             probe
         };
-        let mounts = json!([
-            { "name": "data", "mountPath": "/data" },
-            { "name": "config", "mountPath": "/config", "readOnly": true },
-        ]);
+        let mut mounts = vec![
+            json!({ "name": "data", "mountPath": "/data" }),
+            json!({ "name": "config", "mountPath": "/config", "readOnly": true }),
+        ];
+        let mut volumes = vec![json!({ "name": "config", "configMap": { "name": self.app } })];
+        if self.has_tls() {
+            mounts.push(json!({ "name": "tls", "mountPath": TLS, "readOnly": true }));
+            volumes.push(json!({ "name": "tls", "secret": { "secretName": self.tls_secret() } }));
+        }
         let secure =
             json!({ "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } });
         let memory = format!("{memory_mb}Mi");
@@ -402,7 +428,7 @@ me=\"$POD_NAME.$SERVICE\"
                             "volumeMounts": mounts,
                             "securityContext": secure,
                         }],
-                        "volumes": [{ "name": "config", "configMap": { "name": self.app } }],
+                        "volumes": volumes,
                     },
                 },
                 "volumeClaimTemplates": [{

@@ -138,6 +138,7 @@ fn one_replica_does_not_guard_writes_and_a_lone_node_has_no_guard() {
 fn tls_is_on_all_ways() {
     let mut spec = json!({ "mode": "replication", "replicas": 1, "nodes": nodes(&["10.0.1.1:1", "10.0.1.2:1"]) });
     spec["tls"] = json!({ "ca": null });
+    spec["credentials"] = json!({ "admin": "reeve", "replication": "replica" });
     let layout = Layout::Replication { shard: shard(0, &["10.0.1.1:1", "10.0.1.2:1"]) };
     let made = files(&topology(spec, layout), &BTreeMap::new());
     let conf = lines(&made, "10.0.1.1-1/redis.conf");
@@ -145,6 +146,17 @@ fn tls_is_on_all_ways() {
         ["port 0", "tls-port 1", "tls-replication yes", "tls-cert-file /etc/redis/1/tls/node.crt"]
     {
         assert!(conf.contains(&line), "{line} is not in\n{}", conf.join("\n"));
+    }
+    // Users of their own are told too, each with what it needs.
+    let content = &made[0].content;
+    for line in [
+        "/etc/redis/1/tls has node.crt, a certificate for 10.0.1.1",
+        "#   aclfile /etc/redis/1/users.acl\n",
+        "#   masteruser <user of credential replica>\n",
+        "#   user default off\n",
+        "#   user <user of credential replica> on ><password of credential replica> +psync +replconf +ping\n",
+    ] {
+        assert!(content.contains(line), "{line} is not in\n{content}");
     }
 }
 
