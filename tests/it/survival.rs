@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::advice::Advised;
 use crate::support::installed::Running;
-use crate::support::repeats;
+use crate::support::{repeats, until};
 
 /// Who is lost, by what they are in the layout.
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +63,31 @@ async fn watched_shards_survive_in_fact_what_they_survive_in_theory() {
 #[tokio::test]
 async fn replicas_survive_in_fact_what_they_survive_in_theory() {
     all("replication", LONE).await;
+}
+
+/// The unit leaves a primary down until another one has taken over: it comes back as its replica.
+#[tokio::test]
+async fn a_primary_that_its_unit_starts_again_finds_another_in_its_place() {
+    let mut advised = made("sentinel", "abc", "abc").await;
+    let files = advised.advice["config_files"].as_array().unwrap();
+    let unit = files.iter().find(|f| f["path"] == "systemd/redis@.service").unwrap();
+    let pause =
+        unit["content"].as_str().unwrap().lines().find_map(|l| l.strip_prefix("RestartSec="));
+    let pause: u64 = pause.unwrap().parse().unwrap();
+    let lost = lost(&advised, &[Primary(0)]).remove(0);
+    drop(advised.running.remove(&lost));
+    tokio::time::sleep(Duration::from_secs(pause)).await;
+    let write =
+        || advised.running.values().filter(|node| node.ask(&["SET", "key", "value"]) == "OK");
+    assert_eq!(write().count(), 1, "another one takes writes after {pause} s");
+    let again = advised.installed.start(&lost).await;
+    until("it follows that one", Duration::from_secs(20), async || {
+        let (role, key) = (again.ask(&["ROLE"]).replace('\n', ":"), again.ask(&["GET", "key"]));
+        let follows = role.starts_with("slave:") && role.contains(":connected:") && key == "value";
+        if follows { Ok(()) } else { Err(format!("{role} {key}")) }
+    })
+    .await;
+    assert_eq!(write().count(), 1);
 }
 
 async fn all(mode: &str, rows: &[Row]) {

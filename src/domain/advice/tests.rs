@@ -614,7 +614,15 @@ proptest! {
         let placed = place(&Request {
             topology: crate::domain::id::TopologyId(uuid::Uuid::nil()),
             nodes: spec.nodes(),
+    // One that is dead for a second only is not missed.
+    let killed = &procedure.rehearsal[2].text;
+    assert!(killed.contains("1 s later, before the others miss it"), "{killed}");
+
             shards: advice.sizing.shards as u16,
+    let killed = &advice.failover_procedure.rehearsal[2].text;
+    assert!(killed.contains("14 s later, as a replica; expect writes to fail"), "{killed}");
+    let unit = advice.config_files.iter().find(|f| f.path == "systemd/redis@.service").unwrap();
+    assert!(unit.content.contains("\nRestartSec=14\n"), "{}", unit.content);
             replicas: advice.sizing.replicas_per_shard as u16,
             overrides: &overrides,
             placement: &placement,

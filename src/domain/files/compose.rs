@@ -6,13 +6,13 @@ use std::net::Ipv4Addr;
 use serde_json::{Map, json};
 
 use super::software::Software;
-use super::{File, Place, folder, yaml};
+use super::{File, Place, Resources, folder, patient, yaml};
 use crate::domain::node::Address;
 use crate::domain::topology::Topology;
 
-/// The compose file. `memory_mb` is what each data node may use.
+/// The compose file.
 #[must_use]
-pub fn compose(topology: &Topology, software: &Software, memory_mb: u64) -> File {
+pub fn compose(topology: &Topology, software: &Software, resources: Resources) -> File {
     let data: Vec<&Address> = topology.spec.nodes().iter().map(|n| &n.address).collect();
     let sentinels: Vec<&Address> = topology.spec.sentinels().iter().map(|n| &n.address).collect();
     let subnet = subnet(data.iter().chain(&sentinels).copied());
@@ -29,6 +29,7 @@ pub fn compose(topology: &Topology, software: &Software, memory_mb: u64) -> File
             command.push("--sentinel".to_owned());
         } else {
             command.push(format!("{}/redis.conf", place.config));
+            command = patient(command, &place.data, resources.restart_seconds);
         }
         let port = node.port().to_string();
         let mut ping =
@@ -60,7 +61,7 @@ pub fn compose(topology: &Topology, software: &Software, memory_mb: u64) -> File
             },
         });
         if !watches {
-            service["mem_limit"] = format!("{memory_mb}m").into();
+            service["mem_limit"] = format!("{}m", resources.memory_mb).into();
         }
         match (&subnet, hosts.get(node.host())) {
             (None, _) => service["network_mode"] = "host".into(),

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::software::Software;
-use super::{File, Place, redis_conf, sentinel_conf, yaml};
+use super::{File, Place, Resources, patient, redis_conf, sentinel_conf, yaml};
 use crate::domain::node::Address;
 use crate::domain::spec::{Mode, NodeSpec, Spec};
 use crate::domain::topology::{Layout, Topology};
@@ -15,13 +15,6 @@ const DATA_PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26_379;
 /// Where pods have their certificates.
 const TLS: &str = "/data/tls";
-
-/// What a pod gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Resources {
-    pub memory_mb: u64,
-    pub disk_gb: u64,
-}
 
 /// The manifests, and the spec of the same topology with the names that its pods will have.
 #[must_use]
@@ -341,13 +334,16 @@ me=\"$POD_NAME.$SERVICE\"
         }
         let mut command = vec![software.server().to_owned()];
         match kind {
-            Kind::Data => command.push("/data/redis.conf".to_owned()),
+            Kind::Data => {
+                command.push("/data/redis.conf".to_owned());
+                if self.topology.spec.mode() == Mode::Cluster {
+                    command.extend(["--cluster-announce-ip", "$(POD_IP)"].map(str::to_owned));
+                }
+                command = patient(command, "/data", resources.restart_seconds);
+            }
             Kind::Sentinel => {
                 command.extend(["/data/sentinel.conf", "--sentinel"].map(str::to_owned));
             }
-        }
-        if kind == Kind::Data && self.topology.spec.mode() == Mode::Cluster {
-            command.extend(["--cluster-announce-ip", "$(POD_IP)"].map(str::to_owned));
         }
         let ping = json!({ "exec": { "command": ["sh", "-c", format!(
             "{} -p {port}{} ping | grep -q -e PONG -e LOADING",

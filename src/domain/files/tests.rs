@@ -166,7 +166,8 @@ fn tls_is_on_all_ways() {
 fn containers_get_the_files_of_their_node() {
     let topology = sentinel();
     let software = Software::parse("valkey-9.0").unwrap();
-    let file = compose(&topology, &software, 2048);
+    let resources = Resources { memory_mb: 2048, disk_gb: 10, restart_seconds: 14 };
+    let file = compose(&topology, &software, resources);
     for part in [
         "image: \"valkey/valkey:9.0\"",
         "\"./10.0.1.1-6379:/etc/redis/6379\"",
@@ -178,7 +179,6 @@ fn containers_get_the_files_of_their_node() {
     ] {
         assert!(file.content.contains(part), "{part} is not in\n{}", file.content);
     }
-    let resources = Resources { memory_mb: 2048, disk_gb: 10 };
     let (file, spec) = kubernetes(&topology, &software, resources);
     let spec = spec.unwrap();
     assert_eq!(spec.nodes().len(), 3);
@@ -191,6 +191,7 @@ fn containers_get_the_files_of_their_node() {
         "topology.kubernetes.io/zone",
         "replicaof",
         "include /data/guard.conf",
+        "if [ -f /data/.began ]; then sleep 14 & wait; fi; touch /data/.began; exec valkey-server /data/redis.conf",
     ] {
         assert!(file.content.contains(part), "{part} is not in\n{}", file.content);
     }
