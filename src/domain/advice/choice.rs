@@ -9,7 +9,7 @@ use crate::domain::refusal::{FieldError, Refusal};
 use crate::domain::spec::{MAX_NODES, Mode};
 
 /// A cluster needs a majority of primaries to elect a new one.
-pub(super) const LEAST_SHARDS: usize = 3;
+const LEAST_SHARDS: usize = 3;
 /// Each replica costs its primary a stream.
 const MOST_REPLICAS: usize = 5;
 

@@ -106,12 +106,13 @@ pub fn advise(request: &AdviceRequest) -> Result<Advice, Refusal> {
     let scene = scene(&plan);
     let survivability = survivability::survivability(&scene);
     judge(&needs, &mut choice, &lasting(scene, &survivability));
+    let alternatives = alternatives::alternatives(&needs, &choice);
     let mut warnings = choice.notices.0;
     warnings.sort_by_key(|notice| notice.severity);
     Ok(Advice {
         recommended_architecture: choice.mode,
         rationale: choice.rationale,
-        alternatives: alternatives::alternatives(&needs, choice.mode, choice.replicas),
+        alternatives,
         layout: layout(&plan),
         config_files: config_files(&needs, &plan, &sizing),
         failover_procedure: procedure::procedure(&needs, &plan),

@@ -574,6 +574,32 @@ fn requests() -> impl Strategy<Value = Value> {
         let (data, ops, memory, growth) = numbers;
         let (servers, zones, automatic) = counts;
         json!({ "ha_mode": mode, "scale_requirement": scale, "data_size_gb": data,
+#[test]
+fn alternatives_are_as_large_as_they_would_have_to_be() {
+    let of = |request: Value| -> Vec<(Mode, usize, usize, usize)> {
+        let all = ask(&request).unwrap().alternatives;
+        all.iter().map(|a| (a.architecture, a.shards, a.replicas_per_shard, a.nodes)).collect()
+    };
+    assert_eq!(
+        of(json!({ "data_size_gb": 10, "ops_per_second": 1000 })),
+        [(Mode::Replication, 1, 2, 3), (Mode::Cluster, 3, 1, 6)]
+    );
+    // 500 × 1.1 in shards of 25.
+    assert_eq!(
+        of(json!({ "data_size_gb": 500, "ops_per_second": 1000, "ha_mode": "sentinel" })),
+        [(Mode::Cluster, 22, 1, 44)]
+    );
+    assert_eq!(
+        of(json!({ "data_size_gb": 200, "ops_per_second": 1000 })),
+        [(Mode::Cluster, 9, 2, 27)],
+        "nothing else has room for it"
+    );
+    assert_eq!(
+        of(json!({ "data_size_gb": 10, "ops_per_second": 1000, "ha_mode": "cluster" })),
+        [(Mode::Replication, 1, 2, 3), (Mode::Sentinel, 1, 2, 6), (Mode::Cluster, 3, 2, 9)]
+    );
+}
+
             "ops_per_second": ops, "node_memory_gb": memory, "growth_percent": growth,
             "node_count": servers, "zones": zones, "automatic_failover": automatic })
     })
