@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::openapi::{said, tool};
 use crate::support::installed::{Installed, PASSWORD, Running, addresses};
+use crate::support::orders::{PLANS, carry_out};
 use crate::support::world::{World, redis_cli};
 use crate::support::{packaged, until};
 
@@ -359,6 +360,37 @@ async fn an_advised_replication_is_made_as_it_is() {
 #[tokio::test]
 async fn an_advised_deployment_with_sentinels_is_made_as_it_is() {
     guarded_nodes_become_what_was_advised("sentinel", 3).await;
+}
+
+/// A primary that is started again waits as a replica, as all others then do, until a person has one
+/// of them lead: any, since none has lost anything.
+#[tokio::test]
+async fn a_failover_by_request_ends_the_waiting_of_all() {
+    let mut advised = Advised::made("replication", 3, 0, |_| {}).await;
+    let members = advised.advice["layout"][0]["members"].clone();
+    let primary = members[0]["address"].as_str().unwrap().to_owned();
+    assert_eq!(advised.running[&primary].ask(&["SET", "key", "value"]), "OK");
+    assert_eq!(advised.running[&primary].ask(&["WAIT", "2", "5000"]), "2");
+    drop(advised.running.remove(&primary));
+    let again = advised.installed.start(&primary).await;
+    advised.running.insert(primary, again);
+    until("nobody leads", Duration::from_secs(20), async || {
+        let shard = advised.get("").await["status"]["shards"][0].clone();
+        if shard["primary"].is_null() { Ok(()) } else { Err(shard.to_string()) }
+    })
+    .await;
+    let mut asked = json!({ "intent": { "kind": "failover", "method": "force" } });
+    let preview = advised.world.client.post(&format!("{PLANS}/preview"), &asked).await.unwrap();
+    asked["plan"] = json!({ "accept_hazard": "outage", "accept": preview["consent_needed"] });
+    carry_out(&advised.world, &asked).await;
+    let heir = advised.get("").await["status"]["shards"][0]["primary"].clone();
+    let heir = &advised.running[heir.as_str().unwrap()];
+    assert_eq!(heir.ask(&["GET", "key"]), "value");
+    until("writes are taken", Duration::from_secs(20), async || {
+        let said = heir.ask(&["SET", "key", "other"]);
+        if said == "OK" { Ok(()) } else { Err(said) }
+    })
+    .await;
 }
 
 /// Users of their own for Reeve, for replicas and for Sentinels.
