@@ -48,16 +48,25 @@ const IMPURE: &[&str] = &[
     "metrics::",
     "getrandom::",
     "std::fs",
+    "std::io",
     "std::net::Tcp",
+    "std::net::Udp",
     "std::time::SystemTime",
     "std::time::Instant",
+    "Instant::now",
     "std::env",
     "std::process",
+    "std::thread",
+    "use std::{",
     "Utc::now",
+    "Local::now",
     "now_v7",
     "new_v4",
     "async fn",
 ];
+
+/// What its tests may name all the same: a clock, to see that something is fast enough.
+const TIMING: &[&str] = &["std::time::Instant", "Instant::now"];
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
@@ -93,6 +102,12 @@ fn code(file: &Path) -> String {
 /// The code without the tests at its end.
 fn without_tests(code: &str) -> &str {
     code.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default()
+}
+
+/// Whether it is `tests.rs`, or below its folder.
+fn is_of_tests(file: &Path) -> bool {
+    let inside = file.strip_prefix(src()).unwrap();
+    inside.iter().any(|part| part == "tests" || part == "tests.rs")
 }
 
 /// The top-level modules of this crate that the code names.
@@ -142,15 +157,19 @@ fn layers_import_only_what_the_table_allows() {
 fn the_domain_is_pure() {
     let mut wrong = Vec::new();
     for file in sources(&src().join("domain")) {
-        // Its tests may use a clock, for example to see that it is fast enough.
-        if file.ends_with("tests.rs") {
-            continue;
-        }
         let code = code(&file);
-        let code = without_tests(&code);
-        wrong.extend(
-            IMPURE.iter().filter(|w| code.contains(*w)).map(|w| format!("{}: {w}", file.display())),
-        );
+        let lives = if is_of_tests(&file) { "" } else { without_tests(&code) };
+        let tests = &code[lives.len()..];
+        let named = IMPURE.iter().filter(|word| {
+            lives.contains(*word) || (tests.contains(*word) && !TIMING.contains(word))
+        });
+        wrong.extend(named.map(|word| format!("{}: {word}", file.display())));
+        // A file is of tests by its name only where no build but that of tests has it.
+        for (at, _) in code.match_indices("mod tests;") {
+            if !code[..at].trim_end().ends_with("#[cfg(test)]") {
+                wrong.push(format!("{}: mod tests; without #[cfg(test)]", file.display()));
+            }
+        }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }

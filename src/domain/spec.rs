@@ -413,7 +413,8 @@ impl Spec {
         }
     }
 
-    fn tls(&self) -> Option<&TlsSpec> {
+    #[must_use]
+    pub fn tls(&self) -> Option<&TlsSpec> {
         match self {
             Self::Cluster(s) => s.tls.as_ref(),
             Self::Replication(s) => s.tls.as_ref(),

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::choice::{LEAST_SHARDS, beyond_one};
+use super::choice::{Choice, beyond_one, choose};
 use super::request::Needs;
 use crate::domain::spec::Mode;
 
@@ -21,63 +21,75 @@ pub struct Alternative {
     pub ask: String,
 }
 
-pub(super) fn alternatives(needs: &Needs, chosen: Mode, replicas: usize) -> Vec<Alternative> {
-    let fits = beyond_one(needs).is_empty();
-    let writes = needs.scales_writes();
-    let mut all = Vec::new();
-    let one_shard =
-        |mode: Mode, sentinels: usize, gains: &str, gives_up: &str, ask: &str| Alternative {
-            architecture: mode,
-            shards: 1,
-            replicas_per_shard: 2,
-            nodes: 3 + sentinels,
-            gains: gains.to_owned(),
-            gives_up: gives_up.to_owned(),
-            ask: ask.to_owned(),
+/// Everything else that could be had with as many servers as it takes.
+pub(super) fn alternatives(needs: &Needs, chosen: &Choice) -> Vec<Alternative> {
+    let one_would_do = beyond_one(needs).is_empty() && !needs.scales_writes();
+    let other = |mode: Mode, gains: &str, gives_up: &str| {
+        let asked = Needs {
+            mode: Some(mode),
+            servers: None,
+            nodes: None,
+            sentinels: None,
+            ..needs.clone()
         };
-    if chosen != Mode::Replication && fits && !writes {
-        all.push(one_shard(
+        let other = choose(&asked).ok().filter(|_| mode != chosen.mode)?;
+        let ask = match mode {
+            Mode::Replication => "ha_mode: replication",
+            Mode::Sentinel => "ha_mode: sentinel",
+            Mode::Cluster => "ha_mode: cluster",
+        };
+        Some(alternative(&other, other.replicas, gains, gives_up, ask))
+    };
+    let replication = || {
+        other(
             Mode::Replication,
-            0,
             "the fewest parts: no Sentinels, any client",
             "automatic failover: writes fail until somebody asks for one",
-            "ha_mode: replication",
-        ));
-    }
-    if chosen != Mode::Sentinel && fits && !writes {
-        all.push(one_shard(
+        )
+    };
+    let sentinel = || {
+        other(
             Mode::Sentinel,
-            3,
             "a replica takes over by itself",
-            if chosen == Mode::Replication {
+            if chosen.mode == Mode::Replication {
                 "simplicity: three Sentinels, and clients that ask them for the primary"
             } else {
                 "growth of writes and data beyond one node"
             },
-            "ha_mode: sentinel",
-        ));
+        )
+    };
+    let cluster = other(
+        Mode::Cluster,
+        "room for more data and writes than one node has, and a failure touches a part of the keys only",
+        "commands over keys of several slots (E504), databases other than 0, and clients that do not know clusters",
+    );
+    let redundant = (chosen.mode == Mode::Cluster && chosen.replicas == 1).then(|| {
+        alternative(
+            chosen,
+            2,
+            "each shard stays redundant while a zone or a node is away",
+            "a third of the memory that is paid for",
+            &format!("node_count: {}", chosen.shards * 3),
+        )
+    });
+    let lone = if one_would_do { [replication(), sentinel()] } else { [None, None] };
+    lone.into_iter().chain([cluster, redundant]).flatten().collect()
+}
+
+fn alternative(
+    choice: &Choice,
+    replicas: usize,
+    gains: &str,
+    gives_up: &str,
+    ask: &str,
+) -> Alternative {
+    Alternative {
+        architecture: choice.mode,
+        shards: choice.shards,
+        replicas_per_shard: replicas,
+        nodes: choice.shards * (replicas + 1) + choice.sentinels,
+        gains: gains.to_owned(),
+        gives_up: gives_up.to_owned(),
+        ask: ask.to_owned(),
     }
-    if chosen != Mode::Cluster {
-        all.push(Alternative {
-            architecture: Mode::Cluster,
-            shards: LEAST_SHARDS,
-            replicas_per_shard: 1,
-            nodes: 2 * LEAST_SHARDS,
-            gains: "room for more data and writes than one node has, and a failure touches a part of the keys only".to_owned(),
-            gives_up: "commands over keys of several slots (E504), databases other than 0, and clients that do not know clusters".to_owned(),
-            ask: "ha_mode: cluster".to_owned(),
-        });
-    }
-    if chosen == Mode::Cluster && replicas == 1 {
-        all.push(Alternative {
-            architecture: Mode::Cluster,
-            shards: LEAST_SHARDS,
-            replicas_per_shard: 2,
-            nodes: 3 * LEAST_SHARDS,
-            gains: "each shard stays redundant while a zone or a node is away".to_owned(),
-            gives_up: "a third of the memory that is paid for".to_owned(),
-            ask: "node_count: three times the number of shards".to_owned(),
-        });
-    }
-    all
 }

@@ -38,6 +38,10 @@ macro_rules! assumptions {
                         wrong.push(FieldError::new(format!("/assumptions/{name}"), detail));
                     }
                 )*
+                if self.sentinels.fract() != 0.0 {
+                    let detail = "give a whole number of Sentinels, 3 as a rule";
+                    wrong.push(FieldError::new("/assumptions/sentinels", detail));
+                }
                 if !EVICTIONS.contains(&self.eviction.as_str()) {
                     let detail = format!("give one of {}", EVICTIONS.join(", "));
                     wrong.push(FieldError::new("/assumptions/eviction", detail));

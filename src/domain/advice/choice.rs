@@ -9,7 +9,7 @@ use crate::domain::refusal::{FieldError, Refusal};
 use crate::domain::spec::{MAX_NODES, Mode};
 
 /// A cluster needs a majority of primaries to elect a new one.
-pub(super) const LEAST_SHARDS: usize = 3;
+const LEAST_SHARDS: usize = 3;
 /// Each replica costs its primary a stream.
 const MOST_REPLICAS: usize = 5;
 
@@ -199,7 +199,16 @@ impl Choice {
             }
         }
         match self.mode {
-            Mode::Sentinel => self.sentinels(needs, replicas)?,
+            Mode::Sentinel => {
+                self.sentinels(needs, replicas)?;
+                if needs.automatic == Some(false) {
+                    self.notices.add(
+                        "failover_is_automatic",
+                        Severity::Info,
+                        "Sentinels promote a replica by themselves; take ha_mode replication to have nobody do so unasked",
+                    );
+                }
+            }
             Mode::Replication | Mode::Cluster => {
                 let room = needs.servers.map_or(replicas, |n| n.saturating_sub(1));
                 self.replicas = replicas.min(room);
@@ -332,10 +341,15 @@ impl Choice {
         }
         let nodes = self.shards * (self.replicas + 1);
         if nodes > MAX_NODES {
+            let (pointer, cure) = if by_load > by_data {
+                ("/ops_per_second", "say what one node serves (assumptions.node_ops)")
+            } else {
+                ("/data_size_gb", "take larger servers (node_memory_gb, assumptions.shard_gb)")
+            };
             return refuse(
-                "/data_size_gb",
+                pointer,
                 format!(
-                    "{} shards with {} replicas each are {nodes} nodes, and a topology has at most {MAX_NODES}: take larger servers (node_memory_gb, assumptions.shard_gb), or split the data over several topologies",
+                    "{} shards with {} replicas each are {nodes} nodes, and a topology has at most {MAX_NODES}: {cure}, or split the data over several topologies",
                     self.shards, self.replicas
                 ),
             );
@@ -354,7 +368,7 @@ impl Choice {
         }
         if assume.node_ops > 0.0 && needs.scales_reads() {
             self.rationale.push(format!(
-                "{} replicas of each shard share the {} reads a second",
+                "the replicas of each shard ({}) share the {} reads a second",
                 self.replicas,
                 tidy(needs.reads())
             ));
@@ -453,6 +467,20 @@ impl Choice {
                 Severity::Warning,
                 "whoever reaches a node may read and change everything: name a credential (credentials.admin)",
             ),
+        }
+        if needs.sentinels.is_some() && self.mode != Mode::Sentinel {
+            self.notices.add(
+                "sentinels_unused",
+                Severity::Warning,
+                format!("the Sentinels that were given have no part in {}: leave them out, or take ha_mode sentinel", word(self.mode)),
+            );
+        }
+        if needs.tls {
+            self.notices.add(
+                "tls_not_spoken",
+                Severity::Critical,
+                "Reeve does not speak TLS to nodes yet: it refuses this topology until it does, and its files and procedure are for running it by hand; leave `tls` out to have one that Reeve makes and keeps",
+            );
         }
         let used = self.shards * (self.replicas + 1) + if self.apart { self.sentinels } else { 0 };
         if let Some(left) = needs.servers.and_then(|n| n.checked_sub(used)).filter(|n| *n > 0) {

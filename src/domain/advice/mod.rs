@@ -106,12 +106,13 @@ pub fn advise(request: &AdviceRequest) -> Result<Advice, Refusal> {
     let scene = scene(&plan);
     let survivability = survivability::survivability(&scene);
     judge(&needs, &mut choice, &lasting(scene, &survivability));
+    let alternatives = alternatives::alternatives(&needs, &choice);
     let mut warnings = choice.notices.0;
     warnings.sort_by_key(|notice| notice.severity);
     Ok(Advice {
         recommended_architecture: choice.mode,
         rationale: choice.rationale,
-        alternatives: alternatives::alternatives(&needs, choice.mode, choice.replicas),
+        alternatives,
         layout: layout(&plan),
         config_files: config_files(&needs, &plan, &sizing),
         failover_procedure: procedure::procedure(&needs, &plan),
@@ -200,17 +201,14 @@ fn config_files(needs: &Needs, plan: &Plan, sizing: &Sizing) -> Vec<File> {
     let topology = &plan.topology;
     let software = &needs.software;
     let mut all = files::files(topology, &plan.primaries);
-    // A cluster node that keeps nothing on disk must not come back before its shard has another
-    // primary.
-    let restart = if topology.spec.mode() == Mode::Cluster && !needs.assume.persistence {
-        (timing::cluster(needs.assume.node_timeout_ms).at_most_ms / 1000) + 5
-    } else {
-        1
+    let resources = Resources {
+        memory_mb: (sizing.memory_per_node_gb * 1024.0) as u64,
+        disk_gb: sizing.disk_per_node_gb,
+        restart_seconds: timing::restart_seconds(topology.spec.mode(), &needs.assume),
     };
-    all.extend(systemd(software, !topology.spec.sentinels().is_empty(), restart));
-    let memory_mb = (sizing.memory_per_node_gb * 1024.0) as u64;
-    all.push(compose(topology, software, memory_mb));
-    let resources = Resources { memory_mb, disk_gb: sizing.disk_per_node_gb };
+    let has_sentinels = !topology.spec.sentinels().is_empty();
+    all.extend(systemd(software, has_sentinels, resources.restart_seconds));
+    all.push(compose(topology, software, resources));
     let (manifests, spec) = kubernetes(topology, software, resources);
     all.push(manifests);
     if let Some(spec) = spec {

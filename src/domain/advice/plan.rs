@@ -13,7 +13,7 @@ use crate::domain::placement::{Placed, Request, place};
 use crate::domain::refusal::{FieldError, Refusal};
 use crate::domain::spec::{
     ClusterOverrides, ClusterSpec, FailoverSpec, Mode, NodeSpec, PlacementSpec, ReplicationSpec,
-    SentinelSpec, Spec,
+    SentinelSpec, Spec, TlsSpec,
 };
 use crate::domain::topology::{Layout, Topology};
 
@@ -109,8 +109,19 @@ pub(super) fn plan(needs: &Needs, choice: &mut Choice, sizing: &Sizing) -> Resul
     if !wrong.is_empty() {
         return Err(at_the_request(Refusal::Invalid(wrong)));
     }
+    let spec = if needs.tls { encrypted(spec) } else { spec };
     let (id, name) = (TopologyId(Uuid::nil()), needs.name.clone());
     Ok(Plan { topology: Topology { id, name, version: 1, spec, layout }, primaries })
+}
+
+fn encrypted(mut spec: Spec) -> Spec {
+    let tls = Some(TlsSpec { ca: None });
+    match &mut spec {
+        Spec::Cluster(s) => s.tls = tls,
+        Spec::Replication(s) => s.tls = tls,
+        Spec::Sentinel(s) => s.tls = tls,
+    }
+    spec
 }
 
 /// What is wrong with the spec, told of the request that it was made of.

@@ -123,7 +123,8 @@ impl<'a> Guide<'a> {
     fn cli(&self, node: Option<&Address>, words: &str) -> Option<String> {
         let node = node?;
         let program = self.needs.software.cli();
-        Some(format!("{program} -h {} -p {} {words}", node.host(), node.port()))
+        let tls = if self.needs.tls { " --tls --cacert ca.crt" } else { "" };
+        Some(format!("{program} -h {} -p {}{tls} {words}", node.host(), node.port()))
     }
 
     fn automatic(&self) -> Automatic {
@@ -303,13 +304,7 @@ impl<'a> Guide<'a> {
                 api: self.failover(self.replica, "graceful", "write_pause"),
                 command: None,
             },
-            Task {
-                text: format!(
-                    "Kill the primary; systemd starts it again, as a replica. {expected}"
-                ),
-                api: None,
-                command: unit("KILL"),
-            },
+            Task { text: self.killed(&expected), api: None, command: unit("KILL") },
             Task {
                 text: format!(
                     "Freeze the primary, as a stuck disk would; {expected}. Then let it go on (CONT) and see that it becomes a replica"
@@ -328,6 +323,20 @@ impl<'a> Guide<'a> {
             });
         }
         tasks
+    }
+
+    /// What comes of a primary that dies and is started again.
+    fn killed(&self, expected: &str) -> String {
+        let assume = &self.needs.assume;
+        let down = timing::restart_seconds(self.mode, assume);
+        if self.mode == Mode::Cluster && assume.persistence {
+            return format!(
+                "Kill the primary; systemd starts it again {down} s later, before the others miss it: it goes on as primary when it has loaded its data, and nothing fails over"
+            );
+        }
+        format!(
+            "Kill the primary; systemd starts it again {down} s later, as a replica; {expected}"
+        )
     }
 
     fn going_back(&self) -> Vec<Task> {

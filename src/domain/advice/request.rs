@@ -30,8 +30,8 @@ pub struct AdviceRequest {
     pub scale_requirement: Option<Scale>,
     /// How many servers (machines) there are at most. A Sentinel is small and may share one.
     #[serde(default)]
-    #[schema(minimum = 2, maximum = 1000)]
-    pub node_count: Option<i64>,
+    #[schema(value_type = Option<i64>, minimum = 2, maximum = 1000)]
+    pub node_count: Option<f64>,
     /// The data in GiB as it is now, as `used_memory_dataset` of `INFO memory` shows it.
     #[schema(exclusive_minimum = 0, maximum = 1_000_000_000.0)]
     pub data_size_gb: f64,
@@ -67,6 +67,9 @@ pub struct AdviceRequest {
     /// the topology.
     #[serde(default)]
     pub credentials: Option<CredentialNames>,
+    /// Whether nodes are to speak TLS, to clients and with each other.
+    #[serde(default)]
+    pub tls: bool,
     /// The data nodes that there are, instead of `node_count` and `zones`. Example addresses are
     /// made up when they are left out.
     #[serde(default)]
@@ -124,6 +127,7 @@ pub(super) struct Needs {
     pub software: Software,
     pub name: String,
     pub credentials: CredentialNames,
+    pub tls: bool,
     pub nodes: Option<Vec<NodeSpec>>,
     pub sentinels: Option<Vec<NodeSpec>>,
     pub assume: Assumptions,
@@ -212,6 +216,7 @@ impl AdviceRequest {
             software,
             credentials: self.credentials.clone().unwrap_or_else(own),
             name,
+            tls: self.tls,
             nodes: self.nodes.clone(),
             sentinels: self.sentinels.clone(),
             assume: self.assumptions.clone(),
@@ -221,7 +226,7 @@ impl AdviceRequest {
     }
 
     fn servers(&self) -> Option<usize> {
-        let counted = self.node_count.and_then(|n| usize::try_from(n).ok());
+        let counted = self.node_count.map(|n| n as usize);
         counted.or(self.nodes.as_ref().map(Vec::len))
     }
 
@@ -230,8 +235,9 @@ impl AdviceRequest {
             Some(_) if self.nodes.is_some() => {
                 wrong.say("/node_count", "give node_count, or the nodes themselves, not both");
             }
-            Some(n) if n < 2 => wrong.say("/node_count", format!("{n} servers have nothing to fail over to; give 2 (replication), 3 with zones of their own (sentinel) or 6 (cluster), or leave it out")),
-            Some(n) if n > 1000 => wrong.say("/node_count", format!("a topology has at most {MAX_NODES} nodes; split the data over several topologies")),
+            Some(n) if n.fract() != 0.0 => wrong.say("/node_count", format!("{n} is no number of servers: give a whole one, or leave it out")),
+            Some(n) if n < 2.0 => wrong.say("/node_count", format!("{n} server{} nothing to fail over to; give 2 (replication), 3 with zones of their own (sentinel) or 6 (cluster), or leave it out", if n == 1.0 { " has" } else { "s have" })),
+            Some(n) if n > MAX_NODES as f64 => wrong.say("/node_count", format!("a topology has at most {MAX_NODES} nodes; split the data over several topologies")),
             Some(_) | None => {}
         }
         if self.nodes.as_ref().is_some_and(|nodes| nodes.len() < 2) {

@@ -134,6 +134,17 @@ fn table() -> Vec<(&'static str, Value, Comes)> {
             Refused("/node_count"),
         ),
         ("one server", base(json!({ "node_count": 1 })), Refused("/node_count")),
+        ("half a server", base(json!({ "node_count": 2.5 })), Refused("/node_count")),
+        (
+            "a number of servers as some clients write it",
+            base(json!({ "node_count": 6.0, "ha_mode": "cluster" })),
+            To("cluster", 3, 1, 0, &[]),
+        ),
+        (
+            "10^20 servers",
+            base(json!({ "node_count": 100_000_000_000_000_000_000u128 as f64 })),
+            Refused("/node_count"),
+        ),
         ("minus five servers", base(json!({ "node_count": -5 })), Refused("/node_count")),
         (
             "more servers than a topology may have",
@@ -233,6 +244,18 @@ fn table() -> Vec<(&'static str, Value, Comes)> {
             "to survive a node without automatic failover",
             base(json!({ "automatic_failover": false, "survive": "node" })),
             To("replication", 1, 2, 0, &["node_loss_not_survived"]),
+        ),
+        (
+            "Sentinels that a cluster has no use for",
+            base(
+                json!({ "ha_mode": "cluster", "sentinels": [{ "address": "10.0.0.9:26379", "zone": "a" }] }),
+            ),
+            To("cluster", 3, 1, 0, &["sentinels_unused"]),
+        ),
+        (
+            "Sentinels that are not to act: that is told",
+            base(json!({ "ha_mode": "sentinel", "automatic_failover": false })),
+            To("sentinel", 1, 2, 3, &[]),
         ),
         // Scaling.
         (
@@ -360,6 +383,11 @@ fn table() -> Vec<(&'static str, Value, Comes)> {
             To("sentinel", 1, 2, 3, &["full_copy_may_fail"]),
         ),
         (
+            "half a Sentinel",
+            base(json!({ "assumptions": { "sentinels": 2.5 } })),
+            Refused("/assumptions/sentinels"),
+        ),
+        (
             "no such eviction",
             base(json!({ "assumptions": { "eviction": "random" } })),
             Refused("/assumptions/eviction"),
@@ -385,6 +413,11 @@ fn table() -> Vec<(&'static str, Value, Comes)> {
             "more than 1000 nodes hold",
             json!({ "data_size_gb": 1e7, "ops_per_second": 10 }),
             Refused("/data_size_gb"),
+        ),
+        (
+            "more operations than 1000 nodes serve",
+            json!({ "data_size_gb": 10, "ops_per_second": 1e11 }),
+            Refused("/ops_per_second"),
         ),
         (
             "no operations",
@@ -542,6 +575,32 @@ fn each_number_says_where_it_comes_from() {
 }
 
 #[test]
+fn alternatives_are_as_large_as_they_would_have_to_be() {
+    let of = |request: Value| -> Vec<(Mode, usize, usize, usize)> {
+        let all = ask(&request).unwrap().alternatives;
+        all.iter().map(|a| (a.architecture, a.shards, a.replicas_per_shard, a.nodes)).collect()
+    };
+    assert_eq!(
+        of(json!({ "data_size_gb": 10, "ops_per_second": 1000 })),
+        [(Mode::Replication, 1, 2, 3), (Mode::Cluster, 3, 1, 6)]
+    );
+    // 500 × 1.1 in shards of 25.
+    assert_eq!(
+        of(json!({ "data_size_gb": 500, "ops_per_second": 1000, "ha_mode": "sentinel" })),
+        [(Mode::Cluster, 22, 1, 44)]
+    );
+    assert_eq!(
+        of(json!({ "data_size_gb": 200, "ops_per_second": 1000 })),
+        [(Mode::Cluster, 9, 2, 27)],
+        "nothing else has room for it"
+    );
+    assert_eq!(
+        of(json!({ "data_size_gb": 10, "ops_per_second": 1000, "ha_mode": "cluster" })),
+        [(Mode::Replication, 1, 2, 3), (Mode::Sentinel, 1, 2, 6), (Mode::Cluster, 3, 2, 9)]
+    );
+}
+
+#[test]
 fn the_procedure_names_real_nodes_and_computed_times() {
     let advice = ask(&json!({ "data_size_gb": 200, "ops_per_second": 10, "assumptions": { "node_timeout_ms": 2000 } })).unwrap();
     let procedure = &advice.failover_procedure;
@@ -555,7 +614,15 @@ fn the_procedure_names_real_nodes_and_computed_times() {
     assert_eq!(body["intent"]["to"], json!(replica));
     assert!(procedure.going_back[0].text.starts_with("Wait 9.0 s"), "{:?}", procedure.going_back);
 
+    // One that is dead for a second only is not missed.
+    let killed = &procedure.rehearsal[2].text;
+    assert!(killed.contains("1 s later, before the others miss it"), "{killed}");
+
     let advice = ask(&json!({ "data_size_gb": 1, "ops_per_second": 10 })).unwrap();
+    let killed = &advice.failover_procedure.rehearsal[2].text;
+    assert!(killed.contains("14 s later, as a replica; expect writes to fail"), "{killed}");
+    let unit = advice.config_files.iter().find(|f| f.path == "systemd/redis@.service").unwrap();
+    assert!(unit.content.contains("\nRestartSec=14\n"), "{}", unit.content);
     // Measured with 5000 ms: 5.4 s, and 6.2 s for a client that asks Sentinels.
     let bounds = advice.failover_procedure.automatic.unavailable.unwrap();
     assert!(bounds.at_least_ms <= 5400 && 6200 <= bounds.at_most_ms, "{bounds:?}");

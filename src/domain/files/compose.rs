@@ -6,13 +6,13 @@ use std::net::Ipv4Addr;
 use serde_json::{Map, json};
 
 use super::software::Software;
-use super::{File, Place, folder, yaml};
+use super::{File, Place, Resources, folder, patient, yaml};
 use crate::domain::node::Address;
 use crate::domain::topology::Topology;
 
-/// The compose file. `memory_mb` is what each data node may use.
+/// The compose file.
 #[must_use]
-pub fn compose(topology: &Topology, software: &Software, memory_mb: u64) -> File {
+pub fn compose(topology: &Topology, software: &Software, resources: Resources) -> File {
     let data: Vec<&Address> = topology.spec.nodes().iter().map(|n| &n.address).collect();
     let sentinels: Vec<&Address> = topology.spec.sentinels().iter().map(|n| &n.address).collect();
     let subnet = subnet(data.iter().chain(&sentinels).copied());
@@ -29,8 +29,19 @@ pub fn compose(topology: &Topology, software: &Software, memory_mb: u64) -> File
             command.push("--sentinel".to_owned());
         } else {
             command.push(format!("{}/redis.conf", place.config));
+            command = patient(command, &place.data, resources.restart_seconds);
         }
         let port = node.port().to_string();
+        let mut ping =
+            ["CMD", software.cli(), "-h", node.host(), "-p", &port].map(str::to_owned).to_vec();
+        if topology.spec.tls().is_some() {
+            ping.extend([
+                "--tls".to_owned(),
+                "--cacert".to_owned(),
+                format!("{}/tls/ca.crt", place.config),
+            ]);
+        }
+        ping.push("ping".to_owned());
         let mut service = json!({
             "image": software.image(),
             "command": command,
@@ -43,14 +54,14 @@ pub fn compose(topology: &Topology, software: &Software, memory_mb: u64) -> File
             ],
             // Whoever is asked for a password is up too.
             "healthcheck": {
-                "test": ["CMD", software.cli(), "-h", node.host(), "-p", port, "ping"],
+                "test": ping,
                 "interval": "5s",
                 "timeout": "3s",
                 "retries": 10,
             },
         });
         if !watches {
-            service["mem_limit"] = format!("{memory_mb}m").into();
+            service["mem_limit"] = format!("{}m", resources.memory_mb).into();
         }
         match (&subnet, hosts.get(node.host())) {
             (None, _) => service["network_mode"] = "host".into(),
@@ -71,7 +82,7 @@ pub fn compose(topology: &Topology, software: &Software, memory_mb: u64) -> File
     }
     let head = "\
 # All nodes on one machine, to try the topology out. The folders with the nodes' files lie beside this
-# file; make each secrets.conf that a file includes first. The servers must be able to write to their
+# file; make first what each file says that it needs (secrets.conf, certificates). The servers must be able to write to their
 # folders (in these images they run as user 999): chown -R 999:999 */
 # Then: docker compose up -d
 ";

@@ -4,7 +4,7 @@ use super::conf::Conf;
 use super::{Place, folder};
 use crate::domain::node::Address;
 use crate::domain::size::bytes;
-use crate::domain::spec::{Mode, Spec, TlsSpec};
+use crate::domain::spec::{Mode, Spec};
 use crate::domain::topology::{Layout, Topology};
 
 /// A replica that is this much behind in seconds counts as none for `min-replicas-to-write`.
@@ -29,8 +29,8 @@ pub(super) fn conf(topology: &Topology, node: &Address, place: &Place) -> String
         place.config,
     ));
     network(&mut conf, node, spec, place);
-    if let Some(tls) = tls(spec) {
-        encryption(&mut conf, node, tls, mode, &place.config);
+    if spec.tls().is_some() {
+        encryption(&mut conf, node, mode, &place.config);
     }
     login(&mut conf, spec, place);
     replication(&mut conf, topology, node, place);
@@ -62,14 +62,6 @@ pub(super) fn guard(node: &Address, sibling: &Address, place: &Place) -> String 
     )
 }
 
-fn tls(spec: &Spec) -> Option<&TlsSpec> {
-    match spec {
-        Spec::Cluster(s) => s.tls.as_ref(),
-        Spec::Replication(s) => s.tls.as_ref(),
-        Spec::Sentinel(s) => s.tls.as_ref(),
-    }
-}
-
 fn network(conf: &mut Conf, node: &Address, spec: &Spec, place: &Place) {
     conf.part(match (place.everywhere, named(node)) {
         (true, _) => "Network: all interfaces, since the container has a network of its own.",
@@ -79,7 +71,7 @@ fn network(conf: &mut Conf, node: &Address, spec: &Spec, place: &Place) {
         (false, false) => "Network: the address by which the node is known, and this machine.",
     });
     conf.fixed("bind", &bind(node, place));
-    conf.fixed("port", &if tls(spec).is_some() { 0 } else { node.port() }.to_string());
+    conf.fixed("port", &if spec.tls().is_some() { 0 } else { node.port() }.to_string());
     if spec.credentials().admin.is_some() {
         conf.set("protected-mode", "yes");
     } else {
@@ -105,8 +97,8 @@ pub(super) fn bind(node: &Address, place: &Place) -> String {
     }
 }
 
-fn encryption(conf: &mut Conf, node: &Address, _tls: &TlsSpec, mode: Mode, folder: &str) {
-    conf.part("TLS on all ways: to clients, between nodes, and on the cluster bus.");
+fn encryption(conf: &mut Conf, node: &Address, mode: Mode, folder: &str) {
+    conf.part(&tls_files(node, folder));
     conf.fixed("tls-port", &node.port().to_string());
     conf.set("tls-cert-file", &format!("{folder}/tls/node.crt"));
     conf.set("tls-key-file", &format!("{folder}/tls/node.key"));
@@ -118,6 +110,15 @@ fn encryption(conf: &mut Conf, node: &Address, _tls: &TlsSpec, mode: Mode, folde
     }
 }
 
+/// What lies beside the file of a node that speaks TLS.
+pub(super) fn tls_files(node: &Address, folder: &str) -> String {
+    format!(
+        "TLS on all ways. {folder}/tls has node.crt, a certificate for {} that is fit for servers and for\n\
+         clients, its key node.key, and ca.crt, whose authority signs those of all nodes.",
+        node.host()
+    )
+}
+
 fn login(conf: &mut Conf, spec: &Spec, place: &Place) {
     let names = spec.credentials();
     let Some(admin) = &names.admin else {
@@ -125,17 +126,66 @@ fn login(conf: &mut Conf, spec: &Spec, place: &Place) {
         return;
     };
     let replication = names.replication.as_ref().unwrap_or(admin);
+    let passwords = [
+        format!("requirepass {}", password(admin)),
+        format!("masterauth {}", password(replication)),
+    ];
+    let logins = [
+        format!("masteruser {}", user(replication)),
+        format!("masterauth {}", password(replication)),
+    ];
+    let mut users = vec![acl(admin, "~* &* +@all")];
+    if replication != admin {
+        users.push(acl(replication, "+psync +replconf +ping"));
+    }
+    secrets(conf, place, &passwords, &logins, &users);
+}
+
+/// Says what the file of secrets is made of, and includes it: `passwords`, or where the credentials name
+/// users `logins`, and the users themselves.
+///
+/// Users have a file of their own: from an included file CONFIG REWRITE would write them once more into
+/// the one that includes it, and servers do not start with a user that is there twice.
+pub(super) fn secrets(
+    conf: &mut Conf,
+    place: &Place,
+    passwords: &[String],
+    logins: &[String],
+    users: &[String],
+) {
+    let folder = &place.config;
+    let lines = |lines: &[String]| lines.join("\n  ");
     conf.part(&format!(
         "Login. Passwords are in a file of their own (mode 0600, owned by the server's user), which\n\
-         Reeve neither makes nor sees. {} it with these lines:\n  \
-         requirepass <password of credential {admin}>\n  \
-         masterauth <password of credential {replication}>\n\
-         or, where a credential names a user,\n  \
-         user <name of {admin}> on ><its password> ~* &* +@all\n  \
-         masteruser <name of {replication}>",
-        if place.prepared { "The container makes" } else { "Make" }
+         Reeve neither makes nor sees. {} {folder}/secrets.conf with these lines:\n  {}",
+        if place.prepared { "The container makes" } else { "Make" },
+        lines(passwords),
     ));
-    conf.fixed("include", &format!("{}/secrets.conf", place.config));
+    let also = "or, where the credentials name users, with these";
+    match users {
+        _ if place.prepared => {}
+        [] => conf.say(&format!("{also}:\n  {}", lines(logins))),
+        users => conf.say(&format!(
+            "{also},\n  aclfile {folder}/users.acl\n  {}\n\
+             and {folder}/users.acl, also with mode 0600, with these:\n  user default off\n  {}",
+            lines(logins),
+            lines(users),
+        )),
+    }
+    conf.fixed("include", &format!("{folder}/secrets.conf"));
+}
+
+pub(super) fn password(credential: &str) -> String {
+    format!("<password of credential {credential}>")
+}
+
+pub(super) fn user(credential: &str) -> String {
+    format!("<user of credential {credential}>")
+}
+
+/// A line of an ACL file.
+pub(super) fn acl(credential: &str, may: &str) -> String {
+    format!("user {} on >{} {may}", user(credential), password(credential))
 }
 
 fn replication(conf: &mut Conf, topology: &Topology, node: &Address, place: &Place) {

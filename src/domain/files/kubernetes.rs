@@ -6,20 +6,15 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::software::Software;
-use super::{File, Place, redis_conf, sentinel_conf, yaml};
+use super::{File, Place, Resources, patient, redis_conf, sentinel_conf, yaml};
 use crate::domain::node::Address;
 use crate::domain::spec::{Mode, NodeSpec, Spec};
 use crate::domain::topology::{Layout, Topology};
 
 const DATA_PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26_379;
-
-/// What a pod gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Resources {
-    pub memory_mb: u64,
-    pub disk_gb: u64,
-}
+/// Where pods have their certificates.
+const TLS: &str = "/data/tls";
 
 /// The manifests, and the spec of the same topology with the names that its pods will have.
 #[must_use]
@@ -53,8 +48,17 @@ pub fn kubernetes(
         ns = plan.app,
         app = plan.app
     );
+    let tls = if plan.has_tls() {
+        format!(
+            "#\n# For TLS, with a certificate for *.{app}.{app}.svc.cluster.local (and *.{app}-sentinel… where there are\n# Sentinels) and for localhost:\n#   kubectl -n {app} create secret generic {} --from-file=node.crt --from-file=node.key --from-file=ca.crt\n",
+            plan.tls_secret(),
+            app = plan.app
+        )
+    } else {
+        String::new()
+    };
     let documents: Vec<String> = manifests.iter().map(yaml::document).collect();
-    let content = format!("{head}---\n{}", documents.join("---\n"));
+    let content = format!("{head}{tls}---\n{}", documents.join("---\n"));
     (File { path: "kubernetes.yaml".to_owned(), node: None, content }, plan.spec())
 }
 
@@ -167,6 +171,14 @@ impl<'a> Plan<'a> {
             Kind::Sentinel => "sentinel",
         };
         json!({ "app.kubernetes.io/name": self.app, "app.kubernetes.io/component": part })
+    }
+
+    fn has_tls(&self) -> bool {
+        self.topology.spec.tls().is_some()
+    }
+
+    fn tls_secret(&self) -> String {
+        format!("{}-tls", self.app)
     }
 
     fn service_name(&self, kind: Kind) -> String {
@@ -322,16 +334,21 @@ me=\"$POD_NAME.$SERVICE\"
         }
         let mut command = vec![software.server().to_owned()];
         match kind {
-            Kind::Data => command.push("/data/redis.conf".to_owned()),
+            Kind::Data => {
+                command.push("/data/redis.conf".to_owned());
+                if self.topology.spec.mode() == Mode::Cluster {
+                    command.extend(["--cluster-announce-ip", "$(POD_IP)"].map(str::to_owned));
+                }
+                command = patient(command, "/data", resources.restart_seconds);
+            }
             Kind::Sentinel => {
                 command.extend(["/data/sentinel.conf", "--sentinel"].map(str::to_owned));
             }
         }
-        if kind == Kind::Data && self.topology.spec.mode() == Mode::Cluster {
-            command.extend(["--cluster-announce-ip", "$(POD_IP)"].map(str::to_owned));
-        }
         let ping = json!({ "exec": { "command": ["sh", "-c", format!(
-            "{} -p {port} ping | grep -q -e PONG -e LOADING", software.cli()
+            "{} -p {port}{} ping | grep -q -e PONG -e LOADING",
+            software.cli(),
+            if self.has_tls() { format!(" --tls --cacert {TLS}/ca.crt") } else { String::new() }
         )] } });
         let probe = |period: u32, failures: u32| {
             let mut probe = ping.clone();
@@ -340,10 +357,15 @@ me=\"$POD_NAME.$SERVICE\"
             probe["timeoutSeconds"] = 5.into();
             probe
         };
-        let mounts = json!([
-            { "name": "data", "mountPath": "/data" },
-            { "name": "config", "mountPath": "/config", "readOnly": true },
-        ]);
+        let mut mounts = vec![
+            json!({ "name": "data", "mountPath": "/data" }),
+            json!({ "name": "config", "mountPath": "/config", "readOnly": true }),
+        ];
+        let mut volumes = vec![json!({ "name": "config", "configMap": { "name": self.app } })];
+        if self.has_tls() {
+            mounts.push(json!({ "name": "tls", "mountPath": TLS, "readOnly": true }));
+            volumes.push(json!({ "name": "tls", "secret": { "secretName": self.tls_secret() } }));
+        }
         let secure =
             json!({ "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } });
         let memory = format!("{memory_mb}Mi");
@@ -402,7 +424,7 @@ me=\"$POD_NAME.$SERVICE\"
                             "volumeMounts": mounts,
                             "securityContext": secure,
                         }],
-                        "volumes": [{ "name": "config", "configMap": { "name": self.app } }],
+                        "volumes": volumes,
                     },
                 },
                 "volumeClaimTemplates": [{

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use self::compose::compose;
-pub use self::kubernetes::{Resources, kubernetes};
+pub use self::kubernetes::kubernetes;
 pub use self::software::Software;
 pub use self::systemd::systemd;
 use super::id::ShardId;
@@ -44,6 +44,15 @@ pub struct File {
     /// The node that reads it; null for a file that is for all of them.
     pub node: Option<Address>,
     pub content: String,
+}
+
+/// What each data node gets of whatever runs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resources {
+    pub memory_mb: u64,
+    pub disk_gb: u64,
+    /// How long a server that ended stays down.
+    pub restart_seconds: u64,
 }
 
 /// Where the process that reads a file has its things.
@@ -109,6 +118,19 @@ pub fn sentinel_conf(topology: &Topology, node: &Address, place: &Place) -> Stri
 #[must_use]
 pub fn folder(node: &Address) -> String {
     format!("{}-{}", node.host().replace(':', "-"), node.port())
+}
+
+/// The command of a container whose server, once it ended, stays down for so long.
+fn patient(command: Vec<String>, data: &str, restart_seconds: u64) -> Vec<String> {
+    if restart_seconds <= 1 {
+        return command;
+    }
+    let began = format!("{data}/.began");
+    let script = format!(
+        "trap exit TERM; if [ -f {began} ]; then sleep {restart_seconds} & wait; fi; touch {began}; exec {}",
+        command.join(" ")
+    );
+    ["sh", "-c", &script].map(str::to_owned).to_vec()
 }
 
 fn file(node: &Address, name: &str, content: String) -> File {

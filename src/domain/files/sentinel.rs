@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::conf::Conf;
-use super::data::{bind, named};
+use super::data::{acl, bind, named, password, secrets, tls_files, user};
 use super::{Place, folder};
 use crate::domain::id::ShardId;
 use crate::domain::node::Address;
@@ -30,7 +30,12 @@ pub(super) fn conf(
         place.config,
         place.config,
     ));
-    conf.part("Network.");
+    match &spec.tls {
+        Some(_) => {
+            conf.part(&format!("Network. {}", tls_files(node, &place.config)));
+        }
+        None => conf.part("Network."),
+    }
     conf.fixed("bind", &bind(node, place));
     if spec.tls.is_some() {
         conf.fixed("port", "0");
@@ -91,24 +96,23 @@ fn quorum(spec: &SentinelSpec) -> usize {
 }
 
 fn login(conf: &mut Conf, spec: &SentinelSpec, place: &Place) {
-    let names = &spec.credentials;
-    let name = &spec.master_name;
-    let mut lines = Vec::new();
+    let (names, name) = (&spec.credentials, &spec.master_name);
+    let (mut passwords, mut logins, mut users) = (vec![], vec![], vec![]);
     if let Some(admin) = &names.admin {
-        lines.push(format!("sentinel auth-pass {name} <password of credential {admin}>"));
+        let auth = format!("sentinel auth-pass {name} {}", password(admin));
+        logins.push(format!("sentinel auth-user {name} {}", user(admin)));
+        logins.push(auth.clone());
+        passwords.push(auth);
     }
     if let Some(own) = &names.sentinel {
-        lines.push(format!("requirepass <password of credential {own}>"));
-        lines.push(format!("sentinel sentinel-pass <password of credential {own}>"));
+        let peers = format!("sentinel sentinel-pass {}", password(own));
+        passwords.extend([format!("requirepass {}", password(own)), peers.clone()]);
+        logins.extend([format!("sentinel sentinel-user {}", user(own)), peers]);
+        users.push(acl(own, "allchannels +@all"));
     }
-    if lines.is_empty() {
+    if passwords.is_empty() {
         conf.part("Login: none, neither to the data nodes nor between Sentinels.");
         return;
     }
-    let head = if place.prepared { "The container makes" } else { "Make" };
-    conf.part(&format!(
-        "Login. Passwords are in a file of their own (mode 0600, owned by the server's user). {head} it\nwith these lines (and `sentinel auth-user {name} <user>` where the credential names a user):\n  {}",
-        lines.join("\n  ")
-    ));
-    conf.fixed("include", &format!("{}/secrets.conf", place.config));
+    secrets(conf, place, &passwords, &logins, &users);
 }

@@ -45,8 +45,8 @@ fn unit(software: &Software, what: &str, conf: &str, flag: &str, restart_seconds
     let (config, data) = (place(|p| p.config), place(|p| p.data));
     let name = if flag.is_empty() { "redis" } else { "redis-sentinel" };
     let pause = if restart_seconds > 1 {
-        "# Long enough for the others to elect a new primary first: this node keeps nothing on disk, so\n\
-         # a primary that came back at once would come back empty, and its replicas with it.\n"
+        "# Long enough for another node to take over first. A primary that came back sooner would be empty\n\
+         # where nothing is kept on disk, or a replica that Sentinels take half a minute to see as one.\n"
     } else {
         ""
     };

@@ -138,6 +138,7 @@ fn one_replica_does_not_guard_writes_and_a_lone_node_has_no_guard() {
 fn tls_is_on_all_ways() {
     let mut spec = json!({ "mode": "replication", "replicas": 1, "nodes": nodes(&["10.0.1.1:1", "10.0.1.2:1"]) });
     spec["tls"] = json!({ "ca": null });
+    spec["credentials"] = json!({ "admin": "reeve", "replication": "replica" });
     let layout = Layout::Replication { shard: shard(0, &["10.0.1.1:1", "10.0.1.2:1"]) };
     let made = files(&topology(spec, layout), &BTreeMap::new());
     let conf = lines(&made, "10.0.1.1-1/redis.conf");
@@ -145,6 +146,17 @@ fn tls_is_on_all_ways() {
         ["port 0", "tls-port 1", "tls-replication yes", "tls-cert-file /etc/redis/1/tls/node.crt"]
     {
         assert!(conf.contains(&line), "{line} is not in\n{}", conf.join("\n"));
+    }
+    // Users of their own are told too, each with what it needs.
+    let content = &made[0].content;
+    for line in [
+        "/etc/redis/1/tls has node.crt, a certificate for 10.0.1.1",
+        "#   aclfile /etc/redis/1/users.acl\n",
+        "#   masteruser <user of credential replica>\n",
+        "#   user default off\n",
+        "#   user <user of credential replica> on ><password of credential replica> +psync +replconf +ping\n",
+    ] {
+        assert!(content.contains(line), "{line} is not in\n{content}");
     }
 }
 
@@ -154,7 +166,8 @@ fn tls_is_on_all_ways() {
 fn containers_get_the_files_of_their_node() {
     let topology = sentinel();
     let software = Software::parse("valkey-9.0").unwrap();
-    let file = compose(&topology, &software, 2048);
+    let resources = Resources { memory_mb: 2048, disk_gb: 10, restart_seconds: 14 };
+    let file = compose(&topology, &software, resources);
     for part in [
         "image: \"valkey/valkey:9.0\"",
         "\"./10.0.1.1-6379:/etc/redis/6379\"",
@@ -166,7 +179,6 @@ fn containers_get_the_files_of_their_node() {
     ] {
         assert!(file.content.contains(part), "{part} is not in\n{}", file.content);
     }
-    let resources = Resources { memory_mb: 2048, disk_gb: 10 };
     let (file, spec) = kubernetes(&topology, &software, resources);
     let spec = spec.unwrap();
     assert_eq!(spec.nodes().len(), 3);
@@ -179,6 +191,7 @@ fn containers_get_the_files_of_their_node() {
         "topology.kubernetes.io/zone",
         "replicaof",
         "include /data/guard.conf",
+        "if [ -f /data/.began ]; then sleep 14 & wait; fi; touch /data/.began; exec valkey-server /data/redis.conf",
     ] {
         assert!(file.content.contains(part), "{part} is not in\n{}", file.content);
     }

@@ -81,7 +81,8 @@ pub struct Loss {
 
 /// How a failure ends, the best first. The worst that holds is told: `data_unavailable` comes
 /// before `no_quorum`, because a promotion can be made by hand (a `failover` with method `force` or
-/// `takeover`), while a shard without members can only be restored.
+/// `takeover`), while a shard without members can only be restored; and that before `writes_refused`,
+/// because there reads are served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -89,6 +90,9 @@ pub enum Outcome {
     Intact,
     /// Every primary that is lost has a replica left, and enough voters to promote it.
     Failover,
+    /// Every shard has or gets a primary, but one has fewer replicas left than
+    /// `min-replicas-to-write` asks for, so it takes no writes until one is back.
+    WritesRefused,
     /// Replicas are left, but too few voters to promote them by themselves.
     NoQuorum,
     /// Some shard has no member left.
@@ -119,6 +123,8 @@ pub struct Group {
     pub members: Vec<Part>,
     /// `None` while nobody can say who it is; then the loss of any member is taken for its loss.
     pub primary: Option<Address>,
+    /// With fewer replicas its primary takes no writes (`min-replicas-to-write`).
+    pub least_replicas: usize,
 }
 
 impl Group {
@@ -165,8 +171,11 @@ pub fn scene(wanted: &Topology, seen: &Observation) -> Scene {
         let living: Vec<_> = shard.members.iter().filter(answers).map(part).collect();
         if living.is_empty() { shard.members.iter().map(part).collect() } else { living }
     };
+    let least = wanted.spec.settings().get("min-replicas-to-write");
+    let least_replicas = least.and_then(|n| n.parse().ok()).unwrap_or(0);
     let group = |(shard, slots): (&Shard, SlotSet)| Group {
         id: shard.id,
+        least_replicas,
         members: living(shard),
         primary: view::primary_of(shard, &slots, seen).settled().cloned(),
         slots,

@@ -26,7 +26,7 @@ fn cluster(shards: &[&[&str]]) -> Vec<Group> {
     let group = |(i, (members, slots)): (usize, (&&[&str], SlotSet))| {
         let members: Vec<Part> = members.iter().map(part).collect();
         let id = ShardId::derive(TopologyId(uuid::Uuid::nil()), u32::try_from(i).unwrap());
-        Group { id, slots, primary: Some(members[0].address.clone()), members }
+        Group { id, slots, primary: Some(members[0].address.clone()), members, least_replicas: 0 }
     };
     shards.iter().zip(shares).enumerate().map(group).collect()
 }
@@ -170,6 +170,7 @@ fn drawn(sketch: &Sketch) -> Vec<Group> {
             slots: if *owns { share } else { SlotSet::empty() },
             primary: known.then(|| members[members.len() / 2].address.clone()),
             members,
+            least_replicas: 0,
         });
     }
     groups
@@ -309,6 +310,34 @@ fn three_zones_with_a_sentinel_each_survive_any_zone() {
     assert_eq!(most.shards_lost, [scene.groups[0].id]);
 }
 
+/// The guard against writes that are lost with a primary that was cut off costs something: a promoted
+/// replica without replicas takes none.
+#[test]
+fn a_primary_without_the_replicas_that_it_is_to_have_refuses_writes() {
+    let mut scene = one_shard(&["a1", "b1", "c1"], watched_by(&["a9", "b9", "c9"], 2));
+    scene.groups[0].least_replicas = 1;
+    let all = super::survivability(&scene);
+    assert_eq!(all.survives, Survives { any_node: true, any_host: true, any_zone: true });
+    assert_eq!(all.node_pairs, NodePairs { total: 15, survived: 12 });
+    let loss = super::what_if(&scene, &nodes(&["a1", "b1"]));
+    assert_eq!((loss.outcome, loss.shards_lost), (Outcome::WritesRefused, vec![]));
+    assert_eq!(
+        loss.why,
+        "nodes a1:6379 and b1:6379 hold the primary; 3 of 3 Sentinels are left and 2 are needed, so a \
+         replica takes over; the primary then has fewer replicas than min-replicas-to-write asks for, \
+         so writes are refused until one is back"
+    );
+    let unanswered = super::what_if(&scene, &nodes(&["a1", "b1", "b9", "c9"]));
+    assert_eq!(unanswered.outcome, Outcome::NoQuorum);
+    assert!(!unanswered.why.contains("min-replicas"), "{}", unanswered.why);
+
+    let mut groups = cluster(&[&["a1", "b2"], &["b1", "c2"], &["c1", "a2"]]);
+    groups.iter_mut().for_each(|group| group.least_replicas = 1);
+    let zone = what_if(&groups, &Lost { zones: vec!["a".into()], ..Lost::default() });
+    assert_eq!(zone.outcome, Outcome::WritesRefused);
+    assert!(zone.why.contains("shards 0 and 2 then have fewer"), "{}", zone.why);
+}
+
 #[test]
 fn a_zone_with_most_sentinels_goes_unanswered() {
     let scene = one_shard(&["a1", "b1"], watched_by(&["a8", "a9", "b9"], 2));
@@ -354,6 +383,7 @@ proptest! {
         sentinels in prop::collection::vec(0..3u8, 0..5),
         known in prop::bool::ANY,
         quorum in 0..5usize,
+        least in 0..3usize,
         gone in prop::collection::btree_set(0..10usize, 0..4),
     ) {
         let zone = |z: &u8| ["a", "b", "c"][usize::from(*z)];
@@ -368,6 +398,7 @@ proptest! {
         if !known {
             scene.groups[0].primary = None;
         }
+        scene.groups[0].least_replicas = least;
         let all: Vec<&str> = data.iter().chain(&watch).copied().collect();
         let lost: BTreeSet<&str> = gone.iter().filter_map(|&i| all.get(i)).copied().collect();
         let loss = super::what_if(&scene, &nodes(&lost.iter().copied().collect::<Vec<_>>()));
@@ -378,6 +409,7 @@ proptest! {
         let outcome = match (left, headless, voters >= needed) {
             (0, ..) => Outcome::DataUnavailable,
             (_, true, false) => Outcome::NoQuorum,
+            (left, ..) if left < data.len() && left - 1 < least => Outcome::WritesRefused,
             (_, true, true) => Outcome::Failover,
             (_, false, _) => Outcome::Intact,
         };

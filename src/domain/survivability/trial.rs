@@ -25,6 +25,8 @@ struct Member {
     group: usize,
     /// How many members its group has, itself included.
     of: usize,
+    /// How many of them it takes to go on taking writes.
+    least: usize,
     /// Whether the group has anything to lose.
     counts: bool,
     /// Its loss is the loss of its group's primary, or must be taken for it.
@@ -43,6 +45,8 @@ pub(super) struct Toll {
     pub(super) emptied: Vec<usize>,
     pub(super) headless: Vec<usize>,
     pub(super) thinned: Vec<usize>,
+    /// Of those that have or get a primary, who takes no writes with so few replicas.
+    pub(super) refusing: Vec<usize>,
     pub(super) voters_left: usize,
     /// Whether whoever lost a primary gets another.
     pub(super) answered: bool,
@@ -60,6 +64,7 @@ impl<'a> Trial<'a> {
                 member: Some(Member {
                     group: index,
                     of: group.members.len(),
+                    least: group.least_replicas + 1,
                     counts: counts(group),
                     leads: leader.is_none_or(|leader| *leader == part.address),
                 }),
@@ -113,14 +118,15 @@ impl<'a> Trial<'a> {
         let leads = |m: Option<&Member>| usize::from(m.is_some_and(|m| m.leads));
         let [left, right] = [a, b].map(|s| s.member.as_ref().filter(|m| m.counts));
         let together = matches!((left, right), (Some(l), Some(r)) if l.group == r.group);
-        let (emptied, headless) = if together {
-            (left.is_some_and(|m| m.of == 2), leads(left).max(leads(right)))
+        // Who has too few members left takes no writes, or is gone.
+        let few = |m: Option<&Member>, gone: usize| m.is_some_and(|m| m.of < m.least + gone);
+        let (few, headless) = if together {
+            (few(left, 2), leads(left).max(leads(right)))
         } else {
-            let alone = |m: Option<&Member>| m.is_some_and(|m| m.of == 1);
-            (alone(left) || alone(right), leads(left) + leads(right))
+            (few(left, 1) || few(right, 1), leads(left) + leads(right))
         };
         let sentinels = usize::from(a.member.is_none()) + usize::from(b.member.is_none());
-        !emptied && self.answers(headless, self.voters_left(headless, sentinels))
+        !few && self.answers(headless, self.voters_left(headless, sentinels))
     }
 
     /// Who can vote after so many primaries and Sentinels are lost.
@@ -146,6 +152,8 @@ impl<'a> Trial<'a> {
             Outcome::DataUnavailable
         } else if !toll.answered {
             Outcome::NoQuorum
+        } else if !toll.refusing.is_empty() {
+            Outcome::WritesRefused
         } else if !toll.headless.is_empty() {
             Outcome::Failover
         } else {
@@ -186,18 +194,26 @@ impl<'a> Trial<'a> {
             }
         }
         let (mut emptied, mut headless, mut thinned) = (vec![], vec![], vec![]);
+        let mut refusing = vec![];
         for (group, hit) in hits {
-            if hit.taken == self.groups[group].members.len() {
+            let Group { members, least_replicas, .. } = &self.groups[group];
+            let left = members.len() - hit.taken;
+            if left == 0 {
                 emptied.push(group);
-            } else if hit.led {
-                headless.push(group);
-            } else {
-                thinned.push(group);
+                continue;
+            }
+            let list = if hit.led { &mut headless } else { &mut thinned };
+            list.push(group);
+            if left < least_replicas + 1 {
+                refusing.push(group);
             }
         }
         // A shard that is emptied has lost its vote like one that lost its primary.
         let voters_left = self.voters_left(emptied.len() + headless.len(), sentinels);
         let answered = self.answers(headless.len(), voters_left);
-        Toll { emptied, headless, thinned, voters_left, answered }
+        if !answered {
+            refusing.retain(|group| !headless.contains(group));
+        }
+        Toll { emptied, headless, thinned, refusing, voters_left, answered }
     }
 }

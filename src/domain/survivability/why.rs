@@ -5,9 +5,24 @@ use super::{Electors, Lost};
 
 impl Trial<'_> {
     pub(super) fn why(&self, lost: &Lost, at: &[usize], toll: &Toll) -> String {
-        let subject = Subject::of(lost);
+        let refuses = if toll.refusing.is_empty() {
+            String::new()
+        } else {
+            let whom = match self.electors {
+                Electors::Primaries => format!("{} then", shards(&toll.refusing)),
+                Electors::Sentinels { .. } | Electors::Nobody => "the primary then".to_owned(),
+            };
+            format!(
+                "; {whom} {} fewer replicas than min-replicas-to-write asks for, so writes are refused until one is back",
+                if toll.refusing.len() == 1 { "has" } else { "have" }
+            )
+        };
+        self.outcome(&Subject::of(lost), at, toll) + &refuses
+    }
+
+    fn outcome(&self, subject: &Subject, at: &[usize], toll: &Toll) -> String {
         match self.electors {
-            Electors::Primaries => self.of_cluster(&subject, at, toll),
+            Electors::Primaries => self.of_cluster(subject, at, toll),
             Electors::Sentinels { .. } => {
                 let voters = self.voters(toll, "Sentinel");
                 let unwatched = if toll.voters_left < self.needed() {
@@ -22,11 +37,11 @@ impl Trial<'_> {
                         "{voters}, so no replica is promoted until more Sentinels are back or somebody asks for a failover with method force"
                     )
                 };
-                self.of_one_shard(&subject, at, toll, &unwatched, &then)
+                self.of_one_shard(subject, at, toll, &unwatched, &then)
             }
             Electors::Nobody => {
                 let then = "nothing promotes a replica by itself in replication mode, so writes fail until somebody asks for a failover with method force";
-                self.of_one_shard(&subject, at, toll, "", then)
+                self.of_one_shard(subject, at, toll, "", then)
             }
         }
     }

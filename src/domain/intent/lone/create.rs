@@ -1,4 +1,7 @@
 //! A new primary with replicas, on nodes that are blank, or that may be made so.
+//!
+//! Nodes that were started from Reeve's files are blank too, but each waits as a replica of a sibling
+//! ([`files`](crate::domain::files)): nobody leads, so nobody takes writes, until one is detached.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +14,7 @@ use crate::domain::intent::create::{
 use crate::domain::node::{Address, NodeKind};
 use crate::domain::observation::{Observation, Report, Role, Sighting};
 use crate::domain::placement;
-use crate::domain::planner::Terms;
+use crate::domain::planner::{ResetTerm, Terms};
 use crate::domain::refusal::{FieldError, Refusal};
 use crate::domain::spec::{NodeSpec, Spec};
 use crate::domain::topology::{Layout, Shard};
@@ -34,10 +37,14 @@ pub fn amend(
     warnings.extend(unwise);
     warnings.extend(mixed_versions(spec.nodes(), seen));
     let shard = placed.shard;
-    let first = shard.members.first().cloned();
+    let first = shard.members.first();
+    let waits = |a: &&Address| seen.report(a).is_some_and(|r| waits_for_a_primary(r, seen));
+    let detached =
+        first.filter(waits).and_then(|a| Some((a.clone(), ResetTerm::of(seen.report(a)?)?)));
+    let resets = if reset_nodes { resets(spec.nodes(), seen) } else { BTreeMap::new() };
     let terms = Terms {
-        primaries: first.map(|first| (shard.id, first)).into_iter().collect(),
-        resets: if reset_nodes { resets(spec.nodes(), seen) } else { BTreeMap::new() },
+        primaries: first.map(|first| (shard.id, first.clone())).into_iter().collect(),
+        resets: resets.into_iter().chain(detached).collect(),
         forming: true,
         ..Terms::default()
     };
@@ -70,6 +77,7 @@ fn unfit(spec: &Spec, reset_nodes: bool, seen: &Observation) -> Vec<FieldError> 
                 wrong(cannot_be_read(&s.code, &s.message, "spec.credentials.admin"));
             }
             Sighting::Seen(report) => {
+                let reset_nodes = reset_nodes || waits_for_a_primary(report, seen);
                 lacks(report, &listed, reset_nodes).into_iter().for_each(wrong);
             }
         }
@@ -78,6 +86,19 @@ fn unfit(spec: &Spec, reset_nodes: bool, seen: &Observation) -> Vec<FieldError> 
     errors.extend(replication_login(spec, seen));
     errors.extend(formats(nodes, seen));
     errors
+}
+
+/// Whether a node holds nothing and follows one that holds nothing and follows in turn.
+fn waits_for_a_primary(report: &Report, seen: &Observation) -> bool {
+    let follows = |r: &Report| {
+        r.role == Role::Replica
+            && r.keys == 0
+            && !r.functions
+            && r.replication.replicas.is_empty()
+            && !r.replication.link_up
+    };
+    let followed = report.replication.primary.as_ref().and_then(|p| seen.report(p));
+    follows(report) && followed.is_some_and(follows)
 }
 
 /// What one node lacks; each entry continues a sentence that begins with its address. `listed` are

@@ -99,6 +99,54 @@ fn a_create_makes_one_primary_and_replicas() {
     }
 }
 
+/// Nodes as they boot from Reeve's files: each follows a sibling, which follows in turn.
+fn guarded(count: u16) -> Observation {
+    let mut world = lone_world(count, 0);
+    for n in 0..count {
+        let sibling = address(if n == 0 { 1 } else { 0 });
+        let report = report(&mut world, n);
+        report.role = Role::Replica;
+        report.replication.primary = Some(sibling);
+    }
+    world
+}
+
+#[test]
+fn nodes_that_wait_as_replicas_of_each_other_are_blank_and_one_is_detached() {
+    for (replicas, count) in [(1, 2), (2, 3), (4, 6)] {
+        let (spec, seen) = (lone(replicas, count), guarded(count));
+        let (want, terms) = draft(&spec, &seen, false);
+        assert_eq!(
+            terms.resets.keys().collect::<Vec<_>>(),
+            terms.primaries.values().collect::<Vec<_>>()
+        );
+        let policy = Policy::default();
+        let plan = forecast(&ask(&want, &seen, &terms, &policy));
+        assert_eq!(plan.hazards(), vec![], "nothing is lost");
+        let world = fold(&want, &seen, &terms);
+        assert_eq!(terms.primaries.values().next(), Some(&lead(&want, &world)));
+    }
+    let refused = |seen: &Observation| match create::amend(TOPOLOGY, &lone(2, 3), false, seen) {
+        Err(Refusal::NodesUnfit { errors, .. }) => errors.len(),
+        other => panic!("{other:?}"),
+    };
+    // One that leads has a deployment, also where it is empty just now.
+    let mut led = guarded(3);
+    report(&mut led, 0).role = Role::Primary;
+    report(&mut led, 0).replication.primary = None;
+    assert_eq!(refused(&led), 2);
+    // Whoever is followed and holds something, or is not named here, is somebody's.
+    let mut holds = guarded(3);
+    report(&mut holds, 1).keys = 1;
+    assert_eq!(refused(&holds), 2, "it, and the one that follows it");
+    let mut elsewhere = guarded(3);
+    report(&mut elsewhere, 2).replication.primary = Some(address(9));
+    assert_eq!(refused(&elsewhere), 1);
+    let mut fed = guarded(3);
+    report(&mut fed, 2).replication.link_up = true;
+    assert_eq!(refused(&fed), 1);
+}
+
 #[test]
 fn nodes_that_hold_something_are_refused_or_emptied_by_name() {
     let (spec, seen) = (lone(1, 2), lone_world(2, 5));
