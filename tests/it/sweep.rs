@@ -13,10 +13,10 @@ async fn sweep_of_moves(scenario: Scenario) {
 
 async fn go_wrong(scenario: Scenario, ways: &[Way]) {
     let stride = match scenario {
-        Scenario::ReplaceNode | Scenario::ReplaceSpec | Scenario::RemoveShard => 29,
+        Scenario::ReplaceNode | Scenario::ReplaceSpec | Scenario::RemoveShard => 61,
         // A quarter of all slots moves in each case.
-        Scenario::AddShard => 149,
-        _ => 11,
+        Scenario::AddShard => 199,
+        _ => 23,
     };
     Sweep::new().await.through(scenario, ways, stride).await;
 }

@@ -5,8 +5,8 @@ use crate::support::sweep::{Scenario, Sweep, Way};
 
 async fn sweep(scenario: Scenario) {
     let stride = match scenario {
-        Scenario::ReplaceNode | Scenario::ReplaceSpec => 11,
-        _ => 5,
+        Scenario::ReplaceNode | Scenario::ReplaceSpec => 23,
+        _ => 11,
     };
     Sweep::lone().await.through(scenario, &Way::ALL, stride).await;
 }

@@ -5,8 +5,8 @@ use crate::support::sweep::{Scenario, Sweep, Way};
 
 async fn sweep(scenario: Scenario) {
     let stride = match scenario {
-        Scenario::ReplaceNode | Scenario::ReplaceSpec => 29,
-        _ => 11,
+        Scenario::ReplaceNode | Scenario::ReplaceSpec => 61,
+        _ => 23,
     };
     Sweep::watched().await.through(scenario, &Way::ALL, stride).await;
 }
