@@ -195,14 +195,15 @@ impl Watchers {
         Some(format!("still counts {name} in"))
     }
 
-    /// Who is to have this replica promoted, of the Sentinels that reach it. Whoever leads tells its own
-    /// clients last, when the other replicas follow: so the one with the fewest clients, and of several
-    /// the one that is listed last, since clients ask in the order in which they list.
+    /// Who is to have this replica promoted, of the Sentinels that reach it and act. Whoever leads tells
+    /// its own clients last, when the other replicas follow: so the one with the fewest clients, and of
+    /// several the one that is listed last, since clients ask in the order in which they list.
     #[must_use]
     pub fn leader(&self, to: &Address, seen: &Observation) -> Option<&Address> {
         let clients = |s: &&Address| seen.report(s).map_or(u64::MAX, |r| r.connected_clients);
         let reaches = |s: &&Address| self.replica(s, to, seen).is_some_and(|r| !r.is_down());
-        self.sentinels.iter().rev().filter(reaches).min_by_key(clients)
+        let acts = |s: &&Address| !mistrusts_its_clock(s, seen);
+        self.sentinels.iter().rev().filter(acts).filter(reaches).min_by_key(clients)
     }
 
     /// Any Sentinel that would promote this replica, if it were to fail over now.
@@ -241,8 +242,10 @@ impl Watchers {
     /// knows of their data would decide, which may be old.
     #[must_use]
     pub fn would_choose(&self, sentinel: &Address, to: &Address, seen: &Observation) -> bool {
-        let tilt = seen.report(sentinel).and_then(|r| r.sentinel.as_ref()).is_none_or(|v| v.tilt);
-        let Some(watch) = seen.watch(sentinel, &self.name).filter(|_| !tilt) else { return false };
+        if mistrusts_its_clock(sentinel, seen) {
+            return false;
+        }
+        let Some(watch) = seen.watch(sentinel, &self.name) else { return false };
         let usable = || watch.replicas.iter().filter(|r| !r.is_down() && r.priority > 0);
         let Some(own) = usable().find(|r| r.address_in(seen) == to) else { return false };
         usable().all(|r| r.address_in(seen) == to || r.priority > own.priority)
@@ -333,6 +336,11 @@ impl Watchers {
         let view = seen.report(node).and_then(|r| r.sentinel.as_ref());
         view.is_some_and(|v| v.my_id == id && !v.watches.contains_key(&self.name))
     }
+}
+
+/// Whether a Sentinel does nothing for a while (tilt), or is none.
+fn mistrusts_its_clock(sentinel: &Address, seen: &Observation) -> bool {
+    seen.report(sentinel).and_then(|r| r.sentinel.as_ref()).is_none_or(|view| view.tilt)
 }
 
 /// Whom Sentinels name as primary of a shard with the greatest epoch, if that node says so too; nobody

@@ -242,6 +242,10 @@ fn the_sentinel_with_the_fewest_clients_leads_when_it_is_time() {
         replica.flags.insert("s_down".to_owned());
     });
     assert_eq!(watchers.leader(&to, &cut_off), Some(&third));
+    let mut tilted = seen.clone();
+    let Some(Sighting::Seen(report)) = tilted.nodes.get_mut(&second) else { panic!() };
+    report.sentinel.as_mut().unwrap().tilt = true;
+    assert_eq!(watchers.leader(&to, &tilted), Some(&third));
     for (age_ms, ripe) in [
         (0, false),
         (299, false),
