@@ -78,6 +78,7 @@ fn forgive(step: &Step, fault: Fault) -> Result<Option<Warning>, Fault> {
         | Step::FailOver(_)
         | Step::MoveSlots(_)
         | Step::CancelSlotJobs(_)
+        | Step::CopyFunctions(_)
         | Step::Follow(_)
         | Step::HandOver(_)
         | Step::HoldWrites(_)

@@ -22,6 +22,7 @@ pub mod apply;
 pub mod courier;
 pub mod desk;
 mod finish;
+mod functions;
 mod gauges;
 pub mod guests;
 mod handover;

@@ -55,6 +55,7 @@ fn report(n: u16, role: Role, offset: u64, peer_failed: bool) -> Sighting {
         persistence: Persistence::default(),
         keys: 0,
         functions: false,
+        libraries: None,
         connected_clients: 1,
         cluster_enabled: true,
         sentinel: None,

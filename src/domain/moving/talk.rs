@@ -62,6 +62,8 @@ pub enum Saying {
     DumpFunctions,
     /// `FUNCTION RESTORE … REPLACE`, of what another node dumped.
     RestoreFunctions(Vec<u8>),
+    /// `FUNCTION DELETE`, of a library.
+    DeleteLibrary(String),
     /// `CLUSTER MIGRATESLOTS` (Valkey 9): the server moves the slots by itself, as one job.
     MigrateSlots { slots: SlotSet, to: ClusterNodeId },
     /// `CLUSTER GETSLOTMIGRATIONS` (Valkey 9): jobs.

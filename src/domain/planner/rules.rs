@@ -14,7 +14,8 @@
 //! 8. *Seats*: where a primary is to change, the next one takes over when it has the data; one shard
 //!    after the other. Before it, epochs: a primary that others do not believe is given a greater one.
 //! 9. *Move*: slots that others serve move to where they are wanted, when those who get them have
-//!    their replicas. Slots that are half-way go before everything else that is lasting.
+//!    their replicas, and the functions of the others. Slots that are half-way go before everything
+//!    else that is lasting.
 //! 10. *Leave*: nodes that are no longer wanted go, and at once all others forget them.
 //! 11. *Settle*: agreement.
 //!
@@ -54,6 +55,7 @@ use crate::domain::succession::{best, expected};
 use crate::domain::topology::{Layout, Shard};
 use crate::domain::view::agreed_primary;
 
+pub(super) mod functions;
 mod lone;
 mod moves;
 mod watched;
@@ -74,10 +76,12 @@ const CONVERGE: &[Stage] = &[
     forget,
     configure,
     rewrite,
+    functions::before_claims,
     prepare,
     join,
     epochs,
     seats,
+    functions::before_moves,
     move_slots,
     leave,
     forget,

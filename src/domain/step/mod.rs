@@ -16,6 +16,7 @@ pub mod failover;
 pub mod follow;
 pub mod forget;
 pub mod forget_ghosts;
+pub mod functions;
 pub mod handover;
 pub mod hold;
 pub mod leave;
@@ -67,6 +68,7 @@ pub enum Step {
     Leave(leave::Leave),
     MoveSlots(slots::MoveSlots),
     CancelSlotJobs(cancel::CancelSlotJobs),
+    CopyFunctions(functions::CopyFunctions),
     Follow(follow::Follow),
     HandOver(handover::HandOver),
     HoldWrites(hold::HoldWrites),
@@ -174,6 +176,7 @@ impl Step {
             Self::Leave(s) => s,
             Self::MoveSlots(s) => s,
             Self::CancelSlotJobs(s) => s,
+            Self::CopyFunctions(s) => s,
             Self::Follow(s) => s,
             Self::HandOver(s) => s,
             Self::HoldWrites(s) => s,
@@ -207,6 +210,7 @@ impl Step {
             | Self::BumpEpoch(_)
             | Self::FailOver(_)
             | Self::CancelSlotJobs(_)
+            | Self::CopyFunctions(_)
             | Self::Follow(_)
             | Self::HandOver(_)
             | Self::HoldWrites(_)
@@ -241,6 +245,7 @@ impl Step {
             | Self::BumpEpoch(_)
             | Self::FailOver(_)
             | Self::CancelSlotJobs(_)
+            | Self::CopyFunctions(_)
             | Self::Follow(_)
             | Self::HandOver(_)
             | Self::HoldWrites(_)
@@ -276,6 +281,7 @@ impl Step {
             Self::Leave(_) => "leave",
             Self::MoveSlots(_) => "move_slots",
             Self::CancelSlotJobs(_) => "cancel_slot_jobs",
+            Self::CopyFunctions(_) => "copy_functions",
             Self::Follow(_) => "follow",
             Self::HandOver(_) => "hand_over",
             Self::HoldWrites(_) => "hold_writes",

@@ -65,6 +65,7 @@ fn command(saying: &Saying, target: &Target) -> Cmd {
         Saying::RestoreFunctions(dump) => {
             words.arg("FUNCTION").arg("RESTORE").arg(&dump[..]).arg("REPLACE")
         }
+        Saying::DeleteLibrary(name) => words.arg("FUNCTION").arg("DELETE").arg(name),
         Saying::MigrateSlots { slots, to } => {
             words.arg("CLUSTER").arg("MIGRATESLOTS").arg("SLOTSRANGE");
             for range in slots.ranges() {
@@ -105,6 +106,7 @@ fn answer(saying: &Saying, reply: Value, target: &Target) -> Answer {
     let read = match saying {
         Saying::SetSlot { .. }
         | Saying::RestoreFunctions(_)
+        | Saying::DeleteLibrary(_)
         | Saying::MigrateSlots { .. }
         | Saying::CancelSlotJobs => done(&reply, "OK"),
         // `REPLICAOF` says more where it changes nothing.
@@ -263,6 +265,7 @@ mod tests {
             (Saying::Ping, "PING"),
             (Saying::DumpFunctions, "FUNCTION DUMP"),
             (Saying::RestoreFunctions(b"x\0".to_vec()), r"FUNCTION RESTORE x\x00 REPLACE"),
+            (Saying::DeleteLibrary("l".to_owned()), "FUNCTION DELETE l"),
             (
                 Saying::MigrateSlots { slots: slots(), to: id() },
                 "CLUSTER MIGRATESLOTS SLOTSRANGE 0 10 20 20 NODE ID",

@@ -15,6 +15,7 @@ use super::nodes;
 use super::sentinel;
 use super::value::{field, items, pairs, text};
 use crate::domain::Timestamp;
+use crate::domain::functions::{Libraries, digest};
 use crate::domain::moving::talk::{Answer, JobState, SlotJob};
 use crate::domain::node::{Capabilities, NodeKind};
 use crate::domain::observation::{Memory, Persistence, Replication, Report, Role, SlotJobView};
@@ -36,6 +37,7 @@ enum Question {
     SlotJobs,
     Setting(String),
     Functions,
+    Libraries,
     DefaultUser,
     SentinelId,
     Watches,
@@ -131,6 +133,9 @@ fn questions(ask: &Ask, facts: Option<&Facts>) -> Vec<Question> {
     }
     if can(|c| c.functions) {
         questions.push(Question::Functions);
+        if ask.libraries {
+            questions.push(Question::Libraries);
+        }
     }
     let names: BTreeSet<&str> = ask.settings.iter().map(String::as_str).chain(LOGIN).collect();
     questions.extend(names.into_iter().map(|name| Question::Setting(name.to_owned())));
@@ -149,6 +154,7 @@ fn batch(questions: &[Question]) -> redis::Pipeline {
             // One name each: Redis 6.2 takes no more.
             Question::Setting(name) => batch.cmd("CONFIG").arg("GET").arg(name),
             Question::Functions => batch.cmd("FUNCTION").arg("STATS"),
+            Question::Libraries => batch.cmd("FUNCTION").arg("LIST").arg("WITHCODE"),
             Question::DefaultUser => batch.cmd("ACL").arg("GETUSER").arg("default"),
             Question::SentinelId => batch.cmd("SENTINEL").arg("MYID"),
             Question::Watches => batch.cmd("SENTINEL").arg("MASTERS"),
@@ -170,6 +176,7 @@ impl Question {
             | Self::SlotJobs
             | Self::Setting(_)
             | Self::Functions
+            | Self::Libraries
             | Self::DefaultUser => false,
         }
     }
@@ -224,6 +231,16 @@ impl Answers {
             .flat_map(pairs)
             .filter_map(|(_, engine)| count(engine))
             .any(|count| count != "0")
+    }
+
+    /// All libraries or none: one that was left out would be taken for one that is not there.
+    fn libraries(&self) -> Option<Libraries> {
+        let library = |library| {
+            let name = field(library, "library_name").and_then(text)?;
+            let code = field(library, "library_code").and_then(text)?;
+            Some((name.into_owned(), digest(code.as_bytes())))
+        };
+        items(self.0.get(&Question::Libraries)?).map(library).collect()
     }
 
     /// Whether the default user, as which every connection starts, is off or has a password.
@@ -283,6 +300,7 @@ fn report(
         },
         keys: info.keys(),
         functions: answers.has_functions(),
+        libraries: answers.libraries(),
         connected_clients: info.number("connected_clients"),
         cluster_enabled,
         cluster: cluster_enabled.then(cluster).flatten(),
@@ -425,6 +443,24 @@ mod tests {
             let answers = [(Question::Info, word(VALKEY)), (Question::Functions, stats)];
             assert_eq!(read(&target(None), &Ask::default(), &answers).functions, some);
         }
+    }
+
+    #[test]
+    fn libraries_are_told_by_their_code() {
+        let library = |fields: &[&str]| list(fields);
+        let ask = Ask { libraries: true, ..Ask::default() };
+        let seen = |libraries: Vec<Value>| {
+            let answers =
+                [(Question::Info, word(VALKEY)), (Question::Libraries, Value::Array(libraries))];
+            read(&target(None), &ask, &answers).libraries
+        };
+        let mine = || library(&["library_name", "mine", "engine", "LUA", "library_code", "#!lua"]);
+        let known = seen(vec![mine()]);
+        assert_eq!(known, Some([("mine".to_owned(), digest(b"#!lua"))].into()));
+        assert_eq!(seen(vec![]), Some(Libraries::new()));
+        assert_eq!(seen(vec![mine(), library(&["library_name", "other"])]), None);
+        assert!(questions(&ask, None).contains(&Question::Libraries));
+        assert!(!questions(&Ask::default(), None).contains(&Question::Libraries));
     }
 
     #[test]

@@ -71,6 +71,7 @@ impl Sent {
                 Saying::SetSlot { .. }
                 | Saying::Migrate { .. }
                 | Saying::RestoreFunctions(_)
+                | Saying::DeleteLibrary(_)
                 | Saying::MigrateSlots { .. }
                 | Saying::CancelSlotJobs
                 | Saying::Command(_),
@@ -95,7 +96,10 @@ impl Sent {
                 matches!(verb, Verb::FlushAll | Verb::FlushFunctions)
             }
             Self::Saying(saying) => {
-                matches!(saying, Saying::Migrate { .. } | Saying::RestoreFunctions(_))
+                matches!(
+                    saying,
+                    Saying::Migrate { .. } | Saying::RestoreFunctions(_) | Saying::DeleteLibrary(_)
+                )
             }
         }
     }

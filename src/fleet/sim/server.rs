@@ -1,7 +1,7 @@
 //! One simulated server: a process with a config file, keys, a cluster table and a replication
 //! link. It knows no other server; what it has to say to them lies in its outbox.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::bus::{Envelope, Outgoing};
 use super::dice::Dice;
@@ -47,7 +47,8 @@ pub(super) struct Server {
     pub settings: Settings,
     pub table: Table,
     pub keys: Keys,
-    pub functions: bool,
+    /// Libraries of functions by name, each with its code.
+    pub libraries: BTreeMap<String, String>,
     pub sync: Sync,
     pub dice: Dice,
     pub ticks: u64,
@@ -84,7 +85,7 @@ impl Server {
             settings,
             table: Table::new(dice.id(), dice.hex()),
             keys: Keys::new(),
-            functions: false,
+            libraries: BTreeMap::new(),
             sync: Sync::new(&mut dice),
             ticks: dice.below(10),
             dice,
@@ -147,7 +148,9 @@ impl Server {
                 self.table = Table::new(self.dice.id(), self.dice.hex());
             }
         }
-        self.functions &= keep == Keep::Everything;
+        if keep != Keep::Everything {
+            self.libraries.clear();
+        }
         self.table.restarted(now);
         match &mut self.sentinel {
             Some(sentinel) if keep != Keep::Nothing => sentinel.restarted(now),

@@ -169,9 +169,12 @@ impl Sweep {
         }
         let command = |index| ways.iter().map(move |way| Fault::Command(index, *way));
         let look = |index| [LookFault::Die, LookFault::Fail].map(|f| Fault::Look(index, f));
-        let commands = chosen(&findings.kinds).into_iter().flat_map(command);
+        let (rare, usual): (Vec<u64>, Vec<u64>) =
+            chosen(&findings.kinds).into_iter().partition(|&index| is_rare(&findings.kinds, index));
         // Of few commands, each counts.
-        let commands = commands.step_by(if findings.commands < 5 { stride.min(3) } else { stride });
+        let step = if findings.commands < 5 { stride.min(3) } else { stride };
+        let usual = usual.into_iter().flat_map(command).step_by(step);
+        let commands = rare.into_iter().flat_map(command).chain(usual);
         // There are many more looks than commands, and to miss one changes less.
         let looks = (0..findings.looks).filter(|_| looks).flat_map(look);
         let looks = looks.step_by(if stride > 1 { stride * 7 } else { 1 });
@@ -232,6 +235,12 @@ fn kind(call: &CallRecord) -> String {
         Sent::Saying(Saying::SetSlot { state, .. }) => format!("{} {state:?}", call.node),
         sent => format!("{} {sent:?}", call.node),
     }
+}
+
+/// Whether a command is about functions: of hundreds it is one.
+fn is_rare(kinds: &[String], index: u64) -> bool {
+    let kind = usize::try_from(index).ok().and_then(|index| kinds.get(index));
+    kind.is_some_and(|kind| kind.contains("Functions") || kind.contains("Library"))
 }
 
 /// All commands; of many of one kind the first and then one now and then.
