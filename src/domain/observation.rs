@@ -180,9 +180,13 @@ pub struct ClusterView {
     pub open: Vec<OpenSlot>,
     /// Health by node id as `CLUSTER SHARDS` gives it (7.0 and later).
     pub health: BTreeMap<ClusterNodeId, String>,
-    /// Jobs in which the server itself gives slots away, and which are not over (Valkey 9).
+    /// Jobs in which the server itself moves slots as a whole, and which are not over: at the end that
+    /// carries them out, which is the source with Valkey 9 and the target with Redis 8.4.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub jobs: Vec<SlotJobView>,
+    /// Whether it still drops keys of slots that are not its own (any more), after such a job.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub trims: bool,
 }
 
 /// One line of `CLUSTER NODES`.
@@ -220,6 +224,9 @@ pub struct OpenSlot {
 pub struct SlotJobView {
     #[schema(value_type = String)]
     pub slots: SlotSet,
+    /// Who gives them; null where the server does not say.
+    #[serde(default)]
+    pub from: Option<ClusterNodeId>,
     /// Who gets them; null where the server does not say.
     pub to: Option<ClusterNodeId>,
 }

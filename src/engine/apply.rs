@@ -79,6 +79,7 @@ fn forgive(step: &Step, fault: Fault) -> Result<Option<Warning>, Fault> {
         | Step::MoveSlots(_)
         | Step::CancelSlotJobs(_)
         | Step::CopyFunctions(_)
+        | Step::AwaitTrim(_)
         | Step::Follow(_)
         | Step::HandOver(_)
         | Step::HoldWrites(_)

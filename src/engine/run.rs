@@ -506,6 +506,7 @@ impl Run {
                 s,
                 Step::AwaitAgreement(_)
                     | Step::AwaitSync(_)
+                    | Step::AwaitTrim(_)
                     | Step::AwaitWatch(_)
                     | Step::AwaitChoice(_)
             )

@@ -69,6 +69,7 @@ fn report(n: u16, role: Role, offset: u64, peer_failed: bool) -> Sighting {
             open: vec![],
             health: BTreeMap::new(),
             jobs: vec![],
+            trims: false,
         }),
         settings: BTreeMap::new(),
         has_replication_login: false,

@@ -400,6 +400,7 @@ pub fn ahead_of_record(pending: &[Step], seen: &Observation) -> Vec<StepKey> {
         | Step::CancelSlotJobs(_)
         // A client may have loaded them.
         | Step::CopyFunctions(_)
+        | Step::AwaitTrim(_)
         | Step::HoldWrites(_)
         | Step::ReleaseWrites(_)
         // Sentinels take note of the settings of others, and people talk to them.

@@ -15,7 +15,7 @@
 //!    after the other. Before it, epochs: a primary that others do not believe is given a greater one.
 //! 9. *Move*: slots that others serve move to where they are wanted, when those who get them have
 //!    their replicas, and the functions of the others. Slots that are half-way go before everything
-//!    else that is lasting.
+//!    else that is lasting. What keys servers still drop afterwards is waited for.
 //! 10. *Leave*: nodes that are no longer wanted go, and at once all others forget them.
 //! 11. *Settle*: agreement.
 //!
@@ -60,7 +60,7 @@ mod lone;
 mod moves;
 mod watched;
 
-use self::moves::{close, draining, move_slots, moves};
+use self::moves::{close, draining, move_slots, moves, trim};
 
 /// Whether replicas, and primaries without slots, may make themselves useful elsewhere.
 const REPLICA_MIGRATION: &str = "cluster-allow-replica-migration";
@@ -83,6 +83,7 @@ const CONVERGE: &[Stage] = &[
     seats,
     functions::before_moves,
     move_slots,
+    trim,
     leave,
     forget,
     settle,

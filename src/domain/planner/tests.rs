@@ -91,6 +91,7 @@ fn blank(address: &Address, keys: u64) -> Report {
             open: vec![],
             health: BTreeMap::new(),
             jobs: vec![],
+            trims: false,
         }),
         settings: [
             ("cluster-node-timeout".to_owned(), "15000".to_owned()),

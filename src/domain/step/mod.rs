@@ -32,6 +32,7 @@ pub mod slots;
 pub mod switch_over;
 pub mod sync;
 pub mod temporary;
+pub mod trim;
 pub mod unwatch;
 pub mod watch;
 
@@ -69,6 +70,7 @@ pub enum Step {
     MoveSlots(slots::MoveSlots),
     CancelSlotJobs(cancel::CancelSlotJobs),
     CopyFunctions(functions::CopyFunctions),
+    AwaitTrim(trim::AwaitTrim),
     Follow(follow::Follow),
     HandOver(handover::HandOver),
     HoldWrites(hold::HoldWrites),
@@ -177,6 +179,7 @@ impl Step {
             Self::MoveSlots(s) => s,
             Self::CancelSlotJobs(s) => s,
             Self::CopyFunctions(s) => s,
+            Self::AwaitTrim(s) => s,
             Self::Follow(s) => s,
             Self::HandOver(s) => s,
             Self::HoldWrites(s) => s,
@@ -211,6 +214,7 @@ impl Step {
             | Self::FailOver(_)
             | Self::CancelSlotJobs(_)
             | Self::CopyFunctions(_)
+            | Self::AwaitTrim(_)
             | Self::Follow(_)
             | Self::HandOver(_)
             | Self::HoldWrites(_)
@@ -246,6 +250,7 @@ impl Step {
             | Self::FailOver(_)
             | Self::CancelSlotJobs(_)
             | Self::CopyFunctions(_)
+            | Self::AwaitTrim(_)
             | Self::Follow(_)
             | Self::HandOver(_)
             | Self::HoldWrites(_)
@@ -282,6 +287,7 @@ impl Step {
             Self::MoveSlots(_) => "move_slots",
             Self::CancelSlotJobs(_) => "cancel_slot_jobs",
             Self::CopyFunctions(_) => "copy_functions",
+            Self::AwaitTrim(_) => "await_trim",
             Self::Follow(_) => "follow",
             Self::HandOver(_) => "hand_over",
             Self::HoldWrites(_) => "hold_writes",

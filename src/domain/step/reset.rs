@@ -108,6 +108,7 @@ pub(super) fn blank_out(node: &Address, world: &mut Observation) {
         open: vec![],
         health: [].into(),
         jobs: vec![],
+        trims: false,
     });
 }
 

@@ -74,6 +74,8 @@ impl Sent {
                 | Saying::DeleteLibrary(_)
                 | Saying::MigrateSlots { .. }
                 | Saying::CancelSlotJobs
+                | Saying::ImportSlots { .. }
+                | Saying::CancelImport { .. }
                 | Saying::Command(_),
             ) => true,
             Self::Saying(
@@ -84,6 +86,7 @@ impl Sent {
                 | Saying::Ping
                 | Saying::DumpFunctions
                 | Saying::SlotJobs
+                | Saying::Imports
                 | Saying::Stand,
             ) => false,
         }

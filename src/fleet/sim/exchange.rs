@@ -11,7 +11,7 @@ use super::verbs::Refusal;
 use super::world::World;
 use crate::domain::fault::ANOTHER_NODE;
 use crate::domain::moving::talk::{Answer, Key, Saying, Standing};
-use crate::domain::node::Address;
+use crate::domain::node::{Address, MovedBy};
 use crate::domain::slot::key_slot;
 use crate::domain::step::command::Verb;
 use crate::fleet::{FleetError, Target};
@@ -125,6 +125,9 @@ impl World {
         let (node, now) = (&target.address, self.now);
         let Some(server) = self.servers.get_mut(node) else { return Ok(Answer::Done) };
         let result = match sent {
+            Sent::Verb(Verb::CancelSlotJobs) if server.moved_by() == Some(MovedBy::Target) => {
+                self.cancel_imports(node, None).map(|_| Answer::Done)
+            }
             Sent::Verb(Verb::CancelSlotJobs) | Sent::Saying(Saying::CancelSlotJobs) => {
                 self.cancel_slot_jobs(node).map(|()| Answer::Done)
             }
@@ -142,7 +145,14 @@ impl World {
             Sent::Saying(Saying::MigrateSlots { slots, to }) => {
                 self.migrate_slots(node, slots, to).map(|()| Answer::Done)
             }
-            Sent::Saying(Saying::SlotJobs) => self.slot_jobs(node),
+            Sent::Saying(Saying::SlotJobs) => self.slot_jobs(node, MovedBy::Source),
+            Sent::Saying(Saying::ImportSlots { slots }) => {
+                self.import_slots(node, slots).map(|()| Answer::Done)
+            }
+            Sent::Saying(Saying::Imports) => self.slot_jobs(node, MovedBy::Target),
+            Sent::Saying(Saying::CancelImport { name }) => {
+                self.cancel_imports(node, Some(name)).map(Answer::Number)
+            }
             Sent::Saying(Saying::RestoreFunctions(dump)) => {
                 server.restore_functions(dump).map(|()| Answer::Done)
             }

@@ -144,6 +144,7 @@ impl Server {
             open,
             health: self.health(),
             jobs: vec![],
+            trims: false,
         }
     }
 

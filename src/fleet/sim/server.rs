@@ -60,6 +60,8 @@ pub(super) struct Server {
     pub changes: Vec<Change>,
     /// Writes that its primary sent while it was frozen.
     pub stream: Vec<Change>,
+    /// Until when it drops keys of slots that are not its own.
+    pub trims_until: Ms,
     /// Keys that another node sent and that it did not take yet; who sent them does not wait any more.
     pub arriving: Vec<(String, Value)>,
 }
@@ -94,6 +96,7 @@ impl Server {
             outbox: vec![],
             changes: vec![],
             stream: vec![],
+            trims_until: 0,
             arriving: vec![],
         }
     }

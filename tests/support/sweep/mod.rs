@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 
 use reeve::demo::servers::{Folder, Postgres};
 use reeve::domain::moving::talk::Saying;
+use reeve::domain::node::{Flavor, Version};
 use reeve::fleet::sim::{CallFault, CallRecord, LookFault, Sent};
 use reeve::store::Store;
 
@@ -104,6 +105,8 @@ pub struct Sweep {
     mistake: Option<Mistake>,
     /// Whether it is one primary with two replicas outside of clusters.
     lone: bool,
+    /// What the nodes are.
+    servers: (Flavor, Version),
     /// How many Sentinels watch it.
     watchers: usize,
     cases: u32,
@@ -121,9 +124,15 @@ impl Sweep {
             store,
             mistake: None,
             lone: false,
+            servers: (Flavor::Redis, Version::new(7, 0, 15)),
             watchers: 0,
             cases: 0,
         }
+    }
+
+    /// The same with other servers.
+    pub async fn of(flavor: Flavor, version: Version) -> Self {
+        Self { servers: (flavor, version), ..Self::new().await }
     }
 
     /// The same of a topology of mode replication.
@@ -202,7 +211,8 @@ impl Sweep {
         counted: &mut Findings,
     ) -> Option<String> {
         self.cases += 1;
-        let mut case = Case::new(self.store.clone(), self.cases, self.mistake, self.lone);
+        let mut case =
+            Case::new(self.store.clone(), self.cases, self.mistake, self.lone, self.servers);
         case.add_watchers(self.watchers);
         if let Err(wrong) = Box::pin(case.prepare(scenario)).await {
             return Some(format!("preparing it: {wrong}"));
