@@ -19,6 +19,7 @@ pub mod event_data;
 pub mod failovers;
 pub mod fault;
 pub mod files;
+pub mod functions;
 pub mod handover;
 pub mod hazard;
 pub mod health;

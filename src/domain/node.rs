@@ -163,6 +163,15 @@ impl<'de> Deserialize<'de> for Version {
     }
 }
 
+/// Which end of a move has slots move as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MovedBy {
+    /// `CLUSTER MIGRATESLOTS` (Valkey 9.0).
+    Source,
+    /// `CLUSTER MIGRATION IMPORT` (Redis 8.4).
+    Target,
+}
+
 /// What a server offers, told from its flavor and version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capabilities {
@@ -172,8 +181,8 @@ pub struct Capabilities {
     pub cluster_shards: bool,
     /// `FUNCTION LIST` (Redis 7.0, every Valkey).
     pub functions: bool,
-    /// `CLUSTER MIGRATESLOTS` (Valkey 9.0): slots move as a whole.
-    pub atomic_slots: bool,
+    /// Whether slots move as a whole, and who is told to move them.
+    pub atomic_slots: Option<MovedBy>,
     /// The version of the RDB format that it writes; a replica must be able to read its primary's.
     pub rdb_version: u16,
 }
@@ -184,7 +193,7 @@ impl Capabilities {
         slot_ranges: false,
         cluster_shards: false,
         functions: false,
-        atomic_slots: false,
+        atomic_slots: None,
         rdb_version: 9,
     };
 
@@ -203,7 +212,11 @@ impl Capabilities {
             slot_ranges: from_7,
             cluster_shards: from_7,
             functions: from_7,
-            atomic_slots: flavor == Flavor::Valkey && version.major >= 9,
+            atomic_slots: match flavor {
+                Flavor::Valkey if version.major >= 9 => Some(MovedBy::Source),
+                Flavor::Redis if version >= Version::new(8, 4, 0) => Some(MovedBy::Target),
+                Flavor::Valkey | Flavor::Redis => None,
+            },
             rdb_version,
         }
     }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
+use super::functions::Libraries;
 use super::id::ShardId;
 use super::node::{Address, Capabilities, ClusterNodeId, Flavor, NodeKind, Version};
 use super::sentinel::{SentinelView, Watch};
@@ -61,6 +62,10 @@ pub struct Report {
     pub keys: u64,
     /// Whether functions are loaded (Redis 7.0 and later).
     pub functions: bool,
+    /// Its libraries of functions, each by name with a digest of its code; null where nobody asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<BTreeMap<String, String>>)]
+    pub libraries: Option<Libraries>,
     /// How many clients are connected, Reeve among them.
     #[serde(default)]
     pub connected_clients: u64,
@@ -175,9 +180,13 @@ pub struct ClusterView {
     pub open: Vec<OpenSlot>,
     /// Health by node id as `CLUSTER SHARDS` gives it (7.0 and later).
     pub health: BTreeMap<ClusterNodeId, String>,
-    /// Jobs in which the server itself gives slots away, and which are not over (Valkey 9).
+    /// Jobs in which the server itself moves slots as a whole, and which are not over: at the end that
+    /// carries them out, which is the source with Valkey 9 and the target with Redis 8.4.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub jobs: Vec<SlotJobView>,
+    /// Whether it still drops keys of slots that are not its own (any more), after such a job.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub trims: bool,
 }
 
 /// One line of `CLUSTER NODES`.
@@ -215,6 +224,9 @@ pub struct OpenSlot {
 pub struct SlotJobView {
     #[schema(value_type = String)]
     pub slots: SlotSet,
+    /// Who gives them; null where the server does not say.
+    #[serde(default)]
+    pub from: Option<ClusterNodeId>,
     /// Who gets them; null where the server does not say.
     pub to: Option<ClusterNodeId>,
 }
@@ -508,7 +520,7 @@ impl Sighting {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
@@ -530,6 +542,12 @@ impl Report {
             }
         };
         self.keys == 0 && !self.functions && unused
+    }
+
+    /// Its libraries of functions, if that is known: where there are no functions there is none.
+    #[must_use]
+    pub fn libraries(&self) -> Option<Libraries> {
+        if self.functions { self.libraries.clone() } else { Some(Libraries::new()) }
     }
 
     /// Who it is: its cluster id, or where it has none the run id of its process.

@@ -78,6 +78,8 @@ fn forgive(step: &Step, fault: Fault) -> Result<Option<Warning>, Fault> {
         | Step::FailOver(_)
         | Step::MoveSlots(_)
         | Step::CancelSlotJobs(_)
+        | Step::CopyFunctions(_)
+        | Step::AwaitTrim(_)
         | Step::Follow(_)
         | Step::HandOver(_)
         | Step::HoldWrites(_)

@@ -17,16 +17,16 @@ use super::ears::Ears;
 use super::finish::Finisher;
 use super::judge::Judge;
 use super::lease::Lease;
-use super::look::{LoginError, Logins, ask, target};
+use super::look::{LoginError, Logins, ask, everybody, target};
 use super::lookout::{Lookout, Round};
 use super::run::{self, Run};
 use super::watcher::Watch;
 use crate::domain::event::EventType;
 use crate::domain::id::TopologyId;
 use crate::domain::node::Address;
+use crate::domain::observation::Observation;
 use crate::domain::plan::{Displacement, Plan, PlanError, PlanState, Requested, WaitingFor};
 use crate::domain::planner::{self, Goal, Question, Terms};
-use crate::domain::spec::Spec;
 use crate::engine::desk::DeskError;
 use crate::fleet::Ask;
 use crate::store::StoreError;
@@ -181,10 +181,11 @@ impl Keeper {
         let began = Instant::now();
         let spec = &stored.wanted.spec;
         self.ears.follow(&engine, &self.lease, spec, &logins);
-        let ask = Arc::new(ask(Some(spec)));
-        let nodes = everybody(spec, &marked);
+        let nodes: BTreeSet<Address> = everybody(spec, &marked).cloned().collect();
         let mut before = watch.seen.as_deref().cloned().unwrap_or_default();
         before.nodes.retain(|node, _| nodes.contains(node));
+        let libraries = at_rest(&engine, &stored, &before, planner::compares_functions);
+        let ask = Arc::new(ask(Some(spec), libraries));
         let targets = nodes.iter().map(|node| target(node, &logins));
         let Round { mut seen, mut glances } =
             self.lookout.round(&engine, targets, &ask, &before).await;
@@ -192,13 +193,7 @@ impl Keeper {
         seen.nodes.retain(|node, _| nodes.contains(node));
         glances.retain(|node, _| nodes.contains(node));
         seen.marks = marks;
-        let settled = planner::settled_marks(&Question {
-            want: &stored.wanted,
-            seen: &seen,
-            terms: &Terms::default(),
-            policy: &engine.policy,
-            goal: Goal::Converge,
-        });
+        let settled = at_rest(&engine, &stored, &seen, planner::settled_marks);
         if !settled.is_empty() {
             engine.store.clear_marks(self.lease.held, &settled).await?;
             seen.marks.retain(|m| !settled.contains(m));
@@ -337,10 +332,15 @@ impl Keeper {
     }
 }
 
-/// The nodes that a spec names, and those beside them.
-fn everybody(spec: &Spec, also: &BTreeSet<Address>) -> BTreeSet<Address> {
-    let named = spec.nodes().iter().chain(spec.sentinels()).map(|node| &node.address);
-    named.chain(also).cloned().collect()
+/// What the planner says while no plan is at work.
+fn at_rest<T>(
+    engine: &Engine,
+    stored: &StoredTopology,
+    seen: &Observation,
+    ask: impl FnOnce(&Question) -> T,
+) -> T {
+    let (want, policy, terms) = (&stored.wanted, &engine.policy, &Terms::default());
+    ask(&Question { want, seen, terms, policy, goal: Goal::Converge })
 }
 
 /// Whether a plan needs turns: a paused one that nobody asks anything of only waits.

@@ -88,8 +88,8 @@ impl Engine {
         }
     }
 
-    /// One round over all nodes of a spec, and over `also`. Who was silent before keeps the time
-    /// since when.
+    /// One round over all nodes of a spec, and over `also`, for whoever asks once: libraries of functions
+    /// are read, too. Who was silent before keeps the time since when.
     pub async fn look(
         &self,
         spec: &Spec,
@@ -97,7 +97,7 @@ impl Engine {
         logins: &Logins,
         before: Option<&Observation>,
     ) -> Observation {
-        self.look_past(spec, also, logins, before, None).await
+        self.round(everybody(spec, also), &ask(Some(spec), true), logins, before, None).await
     }
 
     /// The same for whoever sends commands under a lease: a node is taken for seen only when nothing
@@ -108,17 +108,16 @@ impl Engine {
         also: &BTreeSet<Address>,
         logins: &Logins,
         before: Option<&Observation>,
-        barred: Option<(Fence, &Cleared)>,
+        barred: (Fence, &Cleared),
+        libraries: bool,
     ) -> Observation {
-        let named = spec.nodes().iter().chain(spec.sentinels()).map(|node| &node.address);
-        let all: BTreeSet<&Address> = named.chain(also).collect();
-        let ask = ask(Some(spec));
-        self.round(all.into_iter(), &ask, logins, before, barred).await
+        let ask = ask(Some(spec), libraries);
+        self.round(everybody(spec, also), &ask, logins, before, Some(barred)).await
     }
 
     /// One round over nodes of which no spec is known yet.
     pub async fn look_at(&self, nodes: &BTreeSet<Address>, logins: &Logins) -> Observation {
-        self.round(nodes.iter(), &ask(None), logins, None, None).await
+        self.round(nodes.iter(), &ask(None, false), logins, None, None).await
     }
 
     async fn round<'a>(
@@ -191,6 +190,15 @@ impl Cleared {
     }
 }
 
+/// The nodes that a spec names, and those beside them.
+pub(super) fn everybody<'a>(
+    spec: &'a Spec,
+    also: &'a BTreeSet<Address>,
+) -> impl Iterator<Item = &'a Address> + use<'a> {
+    let named = spec.nodes().iter().chain(spec.sentinels()).map(|node| &node.address);
+    named.chain(also).collect::<BTreeSet<_>>().into_iter()
+}
+
 /// How to reach one node of a topology.
 #[must_use]
 pub fn target(address: &Address, logins: &Logins) -> Target {
@@ -203,7 +211,7 @@ pub fn target(address: &Address, logins: &Logins) -> Target {
 }
 
 /// The settings that a spec names, and those that plans read or write.
-pub(super) fn ask(spec: Option<&Spec>) -> Ask {
+pub(super) fn ask(spec: Option<&Spec>, libraries: bool) -> Ask {
     let mut settings: BTreeSet<String> =
         spec.into_iter().flat_map(|spec| spec.settings().keys()).cloned().collect();
     settings.insert("cluster-node-timeout".to_owned());
@@ -214,7 +222,7 @@ pub(super) fn ask(spec: Option<&Spec>) -> Ask {
         Some(Spec::Sentinel(spec)) => Some(spec.master_name.clone()),
         Some(Spec::Cluster(_) | Spec::Replication(_)) | None => None,
     };
-    Ask { settings, master }
+    Ask { settings, master, libraries }
 }
 
 pub(super) fn silence(error: FleetError, before: Option<&Sighting>) -> Sighting {

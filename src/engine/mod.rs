@@ -23,6 +23,7 @@ pub mod courier;
 pub mod desk;
 mod ears;
 mod finish;
+mod functions;
 mod gauges;
 pub mod guests;
 mod handover;

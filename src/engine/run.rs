@@ -9,6 +9,7 @@ use futures::future::join_all;
 
 use super::Engine;
 use super::apply::apply;
+use super::functions;
 use super::handover;
 use super::hub::StepProgress;
 use super::keeper::KeepError;
@@ -163,13 +164,18 @@ impl Run {
     ) -> Result<Duration, KeepError> {
         let held = self.lease.held;
         let spec = &self.stored.wanted.spec;
-        let barred = Some((fence(held), &self.cleared));
+        let barred = (fence(held), &self.cleared);
         let marks = engine.store.marks(plan.topology_id).await?;
         let marked = marks.iter().map(|m| &m.node);
         let also = plan.terms.others().chain(marked).cloned().collect();
         let before = watch.seen.as_deref();
+        let (want, terms, policy) = (&self.want, &plan.terms, &engine.policy);
+        let libraries = before.is_some_and(|seen| {
+            let goal = Goal::Converge;
+            planner::compares_functions(&Question { want, seen, terms, policy, goal })
+        });
         let asked = clock::now();
-        let mut seen = engine.look_past(spec, &also, &self.logins, before, barred).await;
+        let mut seen = engine.look_past(spec, &also, &self.logins, before, barred, libraries).await;
         let looked_at = Instant::now();
         seen.marks = marks;
         let glances = glances(asked, clock::now(), &seen);
@@ -200,7 +206,6 @@ impl Run {
             ..plan.terms.clone()
         };
         let want = &self.want.without(&terms.apart);
-        let policy = &engine.policy;
         let asked = Question { want, seen: &seen, terms: &terms, policy, goal };
         let (settled, formed) = (planner::settled_marks(&asked), planner::has_formed(&asked));
         seen.marks.retain(|m| !settled.contains(m));
@@ -417,6 +422,7 @@ impl Run {
         round.begun = due.iter().filter(|s| !goes_on(s)).cloned().collect();
         let patience = due.iter().map(|s| match s {
             Step::MoveSlots(step) => moves::patience(step),
+            Step::CopyFunctions(_) => functions::WITHIN * 2,
             _ => Duration::ZERO,
         });
         let within = patience.fold(engine.commands_within, Duration::max) + SPARE;
@@ -500,6 +506,7 @@ impl Run {
                 s,
                 Step::AwaitAgreement(_)
                     | Step::AwaitSync(_)
+                    | Step::AwaitTrim(_)
                     | Step::AwaitWatch(_)
                     | Step::AwaitChoice(_)
             )
@@ -560,6 +567,10 @@ impl Run {
                 Step::MoveSlots(step) => {
                     let (moved, got_on) = moves::carry_on(turn, step, &mut course).await;
                     (None, Some((moved, course, got_on)))
+                }
+                Step::CopyFunctions(step) => {
+                    let copied = functions::copy(&*engine.fleet, step, seen, logins, fence).await;
+                    (Some(copied), None)
                 }
                 Step::HandOver(step) => {
                     let handed = handover::conduct(&*engine.fleet, step, seen, logins, fence).await;

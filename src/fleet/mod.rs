@@ -115,6 +115,8 @@ pub struct Ask {
     pub settings: BTreeSet<String>,
     /// The one deployment that Sentinels are asked about, by its name; all that they watch if none.
     pub master: Option<String>,
+    /// Whether libraries of functions are read, with all their code.
+    pub libraries: bool,
 }
 
 /// Why a node did not do or say what it was asked.

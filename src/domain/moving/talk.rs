@@ -64,12 +64,20 @@ pub enum Saying {
     DumpFunctions,
     /// `FUNCTION RESTORE … REPLACE`, of what another node dumped.
     RestoreFunctions(Vec<u8>),
+    /// `FUNCTION DELETE`, of a library.
+    DeleteLibrary(String),
     /// `CLUSTER MIGRATESLOTS` (Valkey 9): the server moves the slots by itself, as one job.
     MigrateSlots { slots: SlotSet, to: ClusterNodeId },
     /// `CLUSTER GETSLOTMIGRATIONS` (Valkey 9): jobs.
     SlotJobs,
     /// `CLUSTER CANCELSLOTMIGRATIONS` (Valkey 9): all jobs in which this node gives slots away.
     CancelSlotJobs,
+    /// `CLUSTER MIGRATION IMPORT` (Redis 8.4): the server takes the slots by itself, as one job.
+    ImportSlots { slots: SlotSet },
+    /// `CLUSTER MIGRATION STATUS ALL` (Redis 8.4): jobs.
+    Imports,
+    /// `CLUSTER MIGRATION CANCEL` (Redis 8.4) of the job of that name: how many that were.
+    CancelImport { name: String },
     /// `INFO replication`: how it stands.
     Stand,
     /// A command that changes the node.
@@ -115,7 +123,7 @@ pub struct Standing {
     pub replication: Replication,
 }
 
-/// One job of the server's own (Valkey 9), on either side of it.
+/// One job of the server's own (Valkey 9, Redis 8.4), on either side of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotJob {
     pub name: String,
@@ -132,6 +140,7 @@ pub struct SlotJob {
 pub enum JobState {
     Running,
     Succeeded,
+    /// Redis 8.4 tries such a job again, unless its target is told to cancel it.
     Failed,
     Cancelled,
 }

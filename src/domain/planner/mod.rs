@@ -13,11 +13,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::functions::drift;
 use super::hazard::Hazard;
 use super::id::ShardId;
 use super::moving::BigKey;
 use super::node::{Address, ClusterNodeId};
 use super::observation::{Mark, Observation, Report, Role, Sighting};
+use super::placement::Warning;
 use super::plan::WaitingFor;
 use super::policy::Policy;
 use super::refusal::FieldError;
@@ -357,6 +359,19 @@ pub fn has_formed(question: &Question) -> bool {
     rules::formed(question)
 }
 
+/// Whether the libraries of functions matter now, so that a look is to read them: that takes longer than
+/// all else.
+#[must_use]
+pub fn compares_functions(question: &Question) -> bool {
+    rules::functions::matter(question)
+}
+
+/// What to know of libraries of functions that whoever begins to serve does not get.
+#[must_use]
+pub fn functions_drift(question: &Question) -> Option<Warning> {
+    drift(&rules::functions::disputed(question))
+}
+
 /// Those of `pending`, steps that the database says were never begun, that are done all the same
 /// although nothing but their commands brings them about: proof that the world is ahead of this
 /// database.
@@ -383,6 +398,9 @@ pub fn ahead_of_record(pending: &[Step], seen: &Observation) -> Vec<StepKey> {
         | Step::HandOver(_)
         | Step::Follow(_)
         | Step::CancelSlotJobs(_)
+        // A client may have loaded them.
+        | Step::CopyFunctions(_)
+        | Step::AwaitTrim(_)
         | Step::HoldWrites(_)
         | Step::ReleaseWrites(_)
         // Sentinels take note of the settings of others, and people talk to them.

@@ -14,7 +14,8 @@
 //! 8. *Seats*: where a primary is to change, the next one takes over when it has the data; one shard
 //!    after the other. Before it, epochs: a primary that others do not believe is given a greater one.
 //! 9. *Move*: slots that others serve move to where they are wanted, when those who get them have
-//!    their replicas. Slots that are half-way go before everything else that is lasting.
+//!    their replicas, and the functions of the others. Slots that are half-way go before everything
+//!    else that is lasting. What keys servers still drop afterwards is waited for.
 //! 10. *Leave*: nodes that are no longer wanted go, and at once all others forget them.
 //! 11. *Settle*: agreement.
 //!
@@ -54,11 +55,12 @@ use crate::domain::succession::{best, expected};
 use crate::domain::topology::{Layout, Shard};
 use crate::domain::view::agreed_primary;
 
+pub(super) mod functions;
 mod lone;
 mod moves;
 mod watched;
 
-use self::moves::{close, draining, move_slots, moves};
+use self::moves::{close, draining, move_slots, moves, trim};
 
 /// Whether replicas, and primaries without slots, may make themselves useful elsewhere.
 const REPLICA_MIGRATION: &str = "cluster-allow-replica-migration";
@@ -74,11 +76,14 @@ const CONVERGE: &[Stage] = &[
     forget,
     configure,
     rewrite,
+    functions::before_claims,
     prepare,
     join,
     epochs,
     seats,
+    functions::before_moves,
     move_slots,
+    trim,
     leave,
     forget,
     settle,

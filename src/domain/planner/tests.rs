@@ -5,6 +5,7 @@ mod bounds;
 mod dissolve;
 mod drain;
 mod drift;
+mod functions;
 mod held_up;
 mod lone;
 mod members;
@@ -77,6 +78,7 @@ fn blank(address: &Address, keys: u64) -> Report {
         persistence: Persistence::default(),
         keys,
         functions: false,
+        libraries: None,
         connected_clients: 1,
         cluster_enabled: true,
         sentinel: None,
@@ -89,6 +91,7 @@ fn blank(address: &Address, keys: u64) -> Report {
             open: vec![],
             health: BTreeMap::new(),
             jobs: vec![],
+            trims: false,
         }),
         settings: [
             ("cluster-node-timeout".to_owned(), "15000".to_owned()),

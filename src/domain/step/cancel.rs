@@ -1,6 +1,7 @@
-//! Cancels the jobs in which a server gives slots away as a whole (Valkey 9): a plan that is given
-//! up, or that wants the slots elsewhere, leaves none behind. What a cancelled job had copied is
-//! dropped by the servers; the slots stay where they were.
+//! Cancels the jobs in which a server moves slots as a whole: a plan that is given up, or that wants the
+//! slots elsewhere, leaves none behind. What a cancelled job had copied is dropped by the servers; the
+//! slots stay where they were. It is said to whoever carries them out: Redis 8.4 goes on for ever unless
+//! the target is told, whatever the source says.
 
 use serde::{Deserialize, Serialize};
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::domain::node::{Address, Capabilities, ClusterNodeId};
+use crate::domain::node::{Address, Capabilities, ClusterNodeId, MovedBy};
 use crate::domain::slot::SlotSet;
 
 /// One command to one node.
@@ -35,7 +35,7 @@ pub enum Verb {
     Failover(FailoverMethod),
     /// Gives the node a greater epoch than all that it knows, unless it has the greatest.
     BumpEpoch,
-    /// Has a server that moves slots as a whole give that up (Valkey 9).
+    /// Has a server that moves slots as a whole give that up (Valkey 9, Redis 8.4).
     CancelSlotJobs,
     /// Asks the node who it is, on the connection on which the rest follows; what comes after is sent
     /// only if it is still this one. An address may have been given to another node since the look.
@@ -151,7 +151,10 @@ impl Verb {
             Self::Failover(FailoverMethod::Force) => words("CLUSTER FAILOVER FORCE"),
             Self::Failover(FailoverMethod::Takeover) => words("CLUSTER FAILOVER TAKEOVER"),
             Self::BumpEpoch => words("CLUSTER BUMPEPOCH"),
-            Self::CancelSlotJobs => words("CLUSTER CANCELSLOTMIGRATIONS"),
+            Self::CancelSlotJobs => words(match capabilities.atomic_slots {
+                Some(MovedBy::Target) => "CLUSTER MIGRATION CANCEL ALL",
+                Some(MovedBy::Source) | None => "CLUSTER CANCELSLOTMIGRATIONS",
+            }),
             Self::Confirm(_) => words("CLUSTER MYID"),
             // What frees the memory must not block the node.
             Self::FlushAll => words("FLUSHALL ASYNC"),

@@ -163,8 +163,8 @@ impl Action for Follow {
         let marks = self.marks(world);
         world.marks.extend(marks);
         let Some(primary) = world.report(&self.primary) else { return };
-        let (functions, keys, link) =
-            (primary.functions, primary.keys, primary.replication.clone());
+        let (functions, libraries) = (primary.functions, primary.libraries.clone());
+        let (keys, link) = (primary.keys, primary.replication.clone());
         for (address, sighting) in &mut world.nodes {
             let Sighting::Seen(report) = sighting else { continue };
             report.replication.replicas.retain(|attached| attached.address != self.node);
@@ -178,7 +178,8 @@ impl Action for Follow {
             }
         }
         let Some(Sighting::Seen(report)) = world.nodes.get_mut(&self.node) else { return };
-        (report.role, report.functions, report.keys) = (Role::Replica, functions, keys);
+        (report.role, report.keys) = (Role::Replica, keys);
+        (report.functions, report.libraries) = (functions, libraries);
         report.replication.primary = Some(self.primary.clone());
         (report.replication.link_up, report.replication.sync_in_progress) = (true, false);
         (report.replication.offset, report.replication.replid) = (link.offset, link.replid);

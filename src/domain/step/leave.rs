@@ -7,8 +7,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::claim::no_cluster;
-use super::command::{Command, Verb};
-use super::reset::{blank_out, emptying, unwritten};
+use super::command::Command;
+use super::reset::{blank_out, emptying, resetting, unwritten};
 use super::{Action, Blocker, Check, StepKey, Wait, seen_or_wait};
 use crate::domain::hazard::{Hazard, HazardKind};
 use crate::domain::node::{Address, ClusterNodeId};
@@ -85,8 +85,7 @@ impl Action for Leave {
             let replica = report.role == Role::Replica;
             return emptying(&self.node, &report.identity(), replica, report.functions);
         }
-        let confirm = Command::new(&self.node, Verb::Confirm(self.identity.clone()));
-        vec![confirm, Command::new(&self.node, Verb::ResetHard)]
+        resetting(&self.node, &self.identity, false, seen)
     }
 
     fn marks(&self, seen: &Observation) -> Vec<Mark> {

@@ -16,6 +16,7 @@ pub mod failover;
 pub mod follow;
 pub mod forget;
 pub mod forget_ghosts;
+pub mod functions;
 pub mod handover;
 pub mod hold;
 pub mod leave;
@@ -30,6 +31,7 @@ pub mod slots;
 pub mod switch_over;
 pub mod sync;
 pub mod temporary;
+pub mod trim;
 pub mod unwatch;
 pub mod watch;
 
@@ -66,6 +68,8 @@ pub enum Step {
     Leave(leave::Leave),
     MoveSlots(slots::MoveSlots),
     CancelSlotJobs(cancel::CancelSlotJobs),
+    CopyFunctions(functions::CopyFunctions),
+    AwaitTrim(trim::AwaitTrim),
     Follow(follow::Follow),
     HandOver(handover::HandOver),
     HoldWrites(hold::HoldWrites),
@@ -172,6 +176,8 @@ impl Step {
             Self::Leave(s) => s,
             Self::MoveSlots(s) => s,
             Self::CancelSlotJobs(s) => s,
+            Self::CopyFunctions(s) => s,
+            Self::AwaitTrim(s) => s,
             Self::Follow(s) => s,
             Self::HandOver(s) => s,
             Self::HoldWrites(s) => s,
@@ -204,6 +210,8 @@ impl Step {
             | Self::BumpEpoch(_)
             | Self::FailOver(_)
             | Self::CancelSlotJobs(_)
+            | Self::CopyFunctions(_)
+            | Self::AwaitTrim(_)
             | Self::Follow(_)
             | Self::HandOver(_)
             | Self::HoldWrites(_)
@@ -237,6 +245,8 @@ impl Step {
             | Self::BumpEpoch(_)
             | Self::FailOver(_)
             | Self::CancelSlotJobs(_)
+            | Self::CopyFunctions(_)
+            | Self::AwaitTrim(_)
             | Self::Follow(_)
             | Self::HandOver(_)
             | Self::HoldWrites(_)
@@ -271,6 +281,8 @@ impl Step {
             Self::Leave(_) => "leave",
             Self::MoveSlots(_) => "move_slots",
             Self::CancelSlotJobs(_) => "cancel_slot_jobs",
+            Self::CopyFunctions(_) => "copy_functions",
+            Self::AwaitTrim(_) => "await_trim",
             Self::Follow(_) => "follow",
             Self::HandOver(_) => "hand_over",
             Self::HoldWrites(_) => "hold_writes",

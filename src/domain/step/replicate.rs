@@ -91,12 +91,12 @@ impl Action for Replicate {
 
     fn effect(&self, world: &mut Observation) {
         let Some(theirs) = world.view(&self.primary) else { return };
-        let (primary_id, functions) =
-            (theirs.my_id.clone(), world.report(&self.primary).is_some_and(|r| r.functions));
+        let primary_id = theirs.my_id.clone();
+        let theirs = world.report(&self.primary).map(|r| (r.functions, r.libraries.clone()));
         let offset = world.report(&self.primary).map_or(0, |r| r.replication.offset);
         let Some(Sighting::Seen(report)) = world.nodes.get_mut(&self.node) else { return };
         report.role = Role::Replica;
-        report.functions = functions;
+        (report.functions, report.libraries) = theirs.unwrap_or_default();
         report.replication.primary = Some(self.primary.clone());
         report.replication.link_up = true;
         report.replication.offset = offset;

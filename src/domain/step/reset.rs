@@ -43,6 +43,26 @@ pub(super) fn emptying(
     verbs.map(|verb| Command::new(node, verb)).collect()
 }
 
+/// What takes a cluster node out of its cluster, with keys if it `flushes`. A primary with keys refuses
+/// the reset and keeps its functions over it, so it is emptied first; a replica refuses to be emptied,
+/// and is by the reset.
+pub(super) fn resetting(
+    node: &Address,
+    identity: &ClusterNodeId,
+    flushes: bool,
+    seen: &Observation,
+) -> Vec<Command> {
+    let primary = seen.report(node).filter(|report| report.role == Role::Primary);
+    let functions = primary.is_some_and(|report| report.functions);
+    let keys = primary.is_some() && flushes;
+    let verbs = [Verb::Confirm(identity.clone())]
+        .into_iter()
+        .chain(keys.then_some(Verb::FlushAll))
+        .chain(functions.then_some(Verb::FlushFunctions))
+        .chain([Verb::ResetHard]);
+    verbs.map(|verb| Command::new(node, verb)).collect()
+}
+
 /// The mark that a node's config file is behind, unless it is there.
 pub(super) fn unwritten(node: &Address, seen: &Observation) -> Vec<Mark> {
     let mark = Mark { node: node.clone(), what: MarkKind::Unwritten };
@@ -53,7 +73,7 @@ pub(super) fn unwritten(node: &Address, seen: &Observation) -> Vec<Mark> {
 pub(super) fn blank_out(node: &Address, world: &mut Observation) {
     let Some(Sighting::Seen(report)) = world.nodes.get_mut(node) else { return };
     report.keys = 0;
-    report.functions = false;
+    (report.functions, report.libraries) = (false, None);
     report.role = Role::Primary;
     report.replication.primary = None;
     report.replication.replicas.clear();
@@ -88,6 +108,7 @@ pub(super) fn blank_out(node: &Address, world: &mut Observation) {
         open: vec![],
         health: [].into(),
         jobs: vec![],
+        trims: false,
     });
 }
 
@@ -149,18 +170,14 @@ impl Action for ResetNode {
         blank_out(&self.node, world);
     }
 
-    /// A primary with keys refuses the reset, so it is emptied first; a replica refuses to be
-    /// emptied, and is by the reset.
     fn commands(&self, seen: &Observation) -> Vec<Command> {
-        let primary = seen.report(&self.node).is_some_and(|r| r.role == Role::Primary);
         if self.term.is_lone() {
-            let functions = seen.report(&self.node).is_some_and(|r| r.functions);
-            return emptying(&self.node, &self.term.identity, !primary, functions);
+            let report = seen.report(&self.node);
+            let replica = report.is_none_or(|r| r.role != Role::Primary);
+            let functions = report.is_some_and(|r| r.functions);
+            return emptying(&self.node, &self.term.identity, replica, functions);
         }
-        let flush = primary.then(|| Command::new(&self.node, Verb::FlushAll));
-        let confirm = Command::new(&self.node, Verb::Confirm(self.term.identity.clone()));
-        let reset = Command::new(&self.node, Verb::ResetHard);
-        [confirm].into_iter().chain(flush).chain([reset]).collect()
+        resetting(&self.node, &self.term.identity, true, seen)
     }
 
     fn marks(&self, seen: &Observation) -> Vec<Mark> {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::command::{Command, ShownCommand};
 use super::pressure::pressure;
+use super::trim::trims;
 use super::{Action, Check, StepKey, Wait, seen_or_wait};
 use crate::domain::hazard::{Hazard, HazardKind};
 use crate::domain::moving::BigKey;
@@ -44,8 +45,10 @@ pub struct End {
 pub enum MoveMethod {
     /// Reeve opens each slot, has its keys migrated, and closes it.
     Keys,
-    /// The server moves the slots as a whole (Valkey 9).
+    /// The source moves the slots as a whole (Valkey 9).
     Atomic,
+    /// The target moves the slots as a whole (Redis 8.4).
+    Import,
 }
 
 impl MoveSlots {
@@ -155,7 +158,9 @@ impl Action for MoveSlots {
         }
         // What is half-way is better brought to its end, however its target does.
         let fresh = !self.left(seen).difference(&self.open(seen)).is_empty();
-        pressure(&self.to, seen).filter(|_| fresh).map_or(Check::Ready, Check::Waiting)
+        let trims = || [&self.from, &self.to].into_iter().find_map(|end| trims(&end.address, seen));
+        let wait = pressure(&self.to, seen).or_else(trims).filter(|_| fresh);
+        wait.map_or(Check::Ready, Check::Waiting)
     }
 
     fn effect(&self, world: &mut Observation) {
@@ -199,12 +204,17 @@ impl Action for MoveSlots {
         let (from, to) = (&self.from, &self.to);
         let slots = self.left(seen);
         let shown = |node: &Address, command: String| ShownCommand { node: node.clone(), command };
-        if self.how == MoveMethod::Atomic {
-            let ranges = slots.ranges().iter().map(|r| format!("{} {}", r.first(), r.last()));
-            let ranges: Vec<String> = ranges.collect();
-            let command =
-                format!("CLUSTER MIGRATESLOTS SLOTSRANGE {} NODE {}", ranges.join(" "), to.id);
-            return vec![shown(&from.address, command)];
+        let ranges = slots.ranges().iter().map(|r| format!("{} {}", r.first(), r.last()));
+        let ranges = ranges.collect::<Vec<String>>().join(" ");
+        match self.how {
+            MoveMethod::Atomic => {
+                let command = format!("CLUSTER MIGRATESLOTS SLOTSRANGE {ranges} NODE {}", to.id);
+                return vec![shown(&from.address, command)];
+            }
+            MoveMethod::Import => {
+                return vec![shown(&to.address, format!("CLUSTER MIGRATION IMPORT {ranges}"))];
+            }
+            MoveMethod::Keys => {}
         }
         let each = braces(&slots);
         let (host, port) = (to.address.host(), to.address.port());

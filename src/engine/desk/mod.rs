@@ -158,13 +158,15 @@ impl Engine {
         amendment: Amendment,
         options: &PlanOptions,
     ) -> Result<Preview, DeskError> {
-        let Forecast { steps, blockers, .. } = planner::forecast(&Question {
+        let question = Question {
             want: &wanted.without(&amendment.terms.apart),
             seen,
             terms: &amendment.terms,
             policy: &self.policy,
             goal: Goal::Converge,
-        });
+        };
+        let drift = planner::functions_drift(&question);
+        let Forecast { steps, blockers, .. } = planner::forecast(&question);
         if !blockers.is_empty() {
             let errors = blockers
                 .into_iter()
@@ -184,7 +186,7 @@ impl Engine {
             terms: amendment.terms,
             lacking: options.accepted().lacking(&hazards, self.policy.free_pause_ms),
             hazards,
-            warnings: amendment.warnings,
+            warnings: amendment.warnings.into_iter().chain(drift).collect(),
             estimate: Estimate { slots: Some(slots), ..Estimate::default() },
             steps,
         })

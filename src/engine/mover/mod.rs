@@ -30,7 +30,7 @@ use crate::domain::moving::pace::Pace;
 use crate::domain::moving::survey::Small;
 use crate::domain::moving::talk::{Answer, Key, Lane, Saying, SlotState};
 use crate::domain::moving::{self, BigKey, KeyKind, chunk};
-use crate::domain::node::Address;
+use crate::domain::node::{Address, MovedBy};
 use crate::domain::slot::SlotSet;
 use crate::domain::step::slots::{MIGRATE_WITHIN_MS, MoveMethod};
 use crate::fleet::Fleet;
@@ -139,8 +139,13 @@ pub struct Stall {
 
 /// Moves as much as may be.
 pub async fn carry(job: &Job<'_>, reins: &Reins<'_>, tally: &Tally) -> Moved {
-    if job.how == MoveMethod::Atomic {
-        let ended = atomic::carry(job, reins, tally).await;
+    let by = match job.how {
+        MoveMethod::Keys => None,
+        MoveMethod::Atomic => Some(MovedBy::Source),
+        MoveMethod::Import => Some(MovedBy::Target),
+    };
+    if let Some(by) = by {
+        let ended = atomic::carry(job, by, reins, tally).await;
         let goes_on = *ended.as_ref().unwrap_or(&false);
         return Moved { goes_on, fault: ended.err(), ..Moved::default() };
     }

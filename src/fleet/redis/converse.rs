@@ -66,6 +66,7 @@ fn command(saying: &Saying, target: &Target) -> Cmd {
         Saying::RestoreFunctions(dump) => {
             words.arg("FUNCTION").arg("RESTORE").arg(&dump[..]).arg("REPLACE")
         }
+        Saying::DeleteLibrary(name) => words.arg("FUNCTION").arg("DELETE").arg(name),
         Saying::MigrateSlots { slots, to } => {
             words.arg("CLUSTER").arg("MIGRATESLOTS").arg("SLOTSRANGE");
             for range in slots.ranges() {
@@ -75,6 +76,17 @@ fn command(saying: &Saying, target: &Target) -> Cmd {
         }
         Saying::SlotJobs => words.arg("CLUSTER").arg("GETSLOTMIGRATIONS"),
         Saying::CancelSlotJobs => words.arg("CLUSTER").arg("CANCELSLOTMIGRATIONS"),
+        Saying::ImportSlots { slots } => {
+            words.arg("CLUSTER").arg("MIGRATION").arg("IMPORT");
+            for range in slots.ranges() {
+                words.arg(range.first()).arg(range.last());
+            }
+            &mut words
+        }
+        Saying::Imports => words.arg("CLUSTER").arg("MIGRATION").arg("STATUS").arg("ALL"),
+        Saying::CancelImport { name } => {
+            words.arg("CLUSTER").arg("MIGRATION").arg("CANCEL").arg("ID").arg(name)
+        }
         Saying::Stand => words.arg("INFO").arg("replication"),
         // None of those that are said like this is written differently by versions.
         Saying::Command(verb) => words.arg(verb.words(Capabilities::OLDEST)),
@@ -106,6 +118,7 @@ fn answer(saying: &Saying, reply: Value, target: &Target) -> Answer {
     let read = match saying {
         Saying::SetSlot { .. }
         | Saying::RestoreFunctions(_)
+        | Saying::DeleteLibrary(_)
         | Saying::MigrateSlots { .. }
         | Saying::CancelSlotJobs => done(&reply, "OK"),
         // `REPLICAOF` says more where it changes nothing.
@@ -116,11 +129,16 @@ fn answer(saying: &Saying, reply: Value, target: &Target) -> Answer {
         Saying::Migrate { .. } => {
             done(&reply, "OK").or_else(|| done(&reply, "NOKEY").map(|_| Answer::Nothing))
         }
-        Saying::CountKeys { .. } | Saying::Size { .. } => number(&reply),
+        Saying::CountKeys { .. } | Saying::Size { .. } | Saying::CancelImport { .. } => {
+            number(&reply)
+        }
         Saying::ListKeys { .. } => keys(reply),
         Saying::TypeOf { .. } => kind(reply),
         Saying::DumpFunctions => bytes(reply),
         Saying::SlotJobs => jobs(&reply, target),
+        // It names the job, which is found by its slots.
+        Saying::ImportSlots { .. } => text(&reply).map(|_| Answer::Done),
+        Saying::Imports => imports(&reply, target),
     };
     read.unwrap_or_else(|| Answer::Refused {
         code: UNEXPECTED.to_owned(),
@@ -218,6 +236,36 @@ fn job(item: &Value, target: &Target) -> Option<SlotJob> {
     })
 }
 
+/// The same as Redis 8.4 tells of them.
+pub(super) fn imports(reply: &Value, target: &Target) -> Option<Answer> {
+    let Value::Array(items) = reply else { return None };
+    items.iter().map(|item| import(item, target)).collect::<Option<_>>().map(Answer::Jobs)
+}
+
+fn import(item: &Value, target: &Target) -> Option<SlotJob> {
+    let word = |name| field(item, name).and_then(text);
+    let giving = match word("operation")?.as_ref() {
+        "migrate" => true,
+        "import" => false,
+        _ => return None,
+    };
+    let other = if giving { "dest" } else { "source" };
+    Some(SlotJob {
+        name: word("id")?.into_owned(),
+        giving,
+        slots: word("slots")?.replace(' ', ",").parse::<SlotSet>().ok()?,
+        other: word(other).and_then(|word| nodes::id(&word)),
+        state: match word("state")?.as_ref() {
+            "completed" => JobState::Succeeded,
+            "failed" => JobState::Failed,
+            "canceled" => JobState::Cancelled,
+            // It has many names for the ways there.
+            _ => JobState::Running,
+        },
+        message: without_secrets(&word("last_error").unwrap_or_default(), target),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -265,15 +313,20 @@ mod tests {
             (Saying::Ping, "PING"),
             (Saying::DumpFunctions, "FUNCTION DUMP"),
             (Saying::RestoreFunctions(b"x\0".to_vec()), r"FUNCTION RESTORE x\x00 REPLACE"),
+            (Saying::DeleteLibrary("l".to_owned()), "FUNCTION DELETE l"),
             (
                 Saying::MigrateSlots { slots: slots(), to: id() },
                 "CLUSTER MIGRATESLOTS SLOTSRANGE 0 10 20 20 NODE ID",
             ),
             (Saying::SlotJobs, "CLUSTER GETSLOTMIGRATIONS"),
             (Saying::CancelSlotJobs, "CLUSTER CANCELSLOTMIGRATIONS"),
+            (Saying::ImportSlots { slots: slots() }, "CLUSTER MIGRATION IMPORT 0 10 20 20"),
+            (Saying::Imports, "CLUSTER MIGRATION STATUS ALL"),
         ] {
             assert_eq!(said(&saying, &target(None)), words.replace("ID", &id().0));
         }
+        let cancel = Saying::CancelImport { name: "x".to_owned() };
+        assert_eq!(said(&cancel, &target(None)), "CLUSTER MIGRATION CANCEL ID x");
     }
 
     #[test]
@@ -375,5 +428,50 @@ mod tests {
         assert_eq!(states, [Succeeded, Failed, Cancelled, Running, Running]);
         let odd = Value::Array(vec![job_of("success", "0-99999", "")]);
         assert!(is_unexpected(&Saying::SlotJobs, odd));
+    }
+
+    /// As the source of Redis 8.4 and its documentation have it; no such server was asked.
+    fn task_of(operation: &str, state: &str, slots: &str, error: &str) -> Value {
+        let (a, b) = ("a".repeat(40), "b".repeat(40));
+        let words = [
+            ("id", "24cf41718b20f7f05901743dffc40bc9b15db339"),
+            ("slots", slots),
+            ("source", &a),
+            ("dest", &b),
+            ("operation", operation),
+            ("state", state),
+            ("last_error", error),
+        ];
+        let words = words.iter().flat_map(|(name, value)| [text_of(name), text_of(value)]);
+        let numbers = ["retries", "create_time", "start_time", "end_time", "write_pause_ms"];
+        let numbers = numbers.iter().flat_map(|name| [text_of(name), Value::Int(-1)]);
+        Value::Array(words.chain(numbers).collect())
+    }
+
+    #[test]
+    fn imports_are_read() {
+        let target = target(Some((None, "hunter2")));
+        let read = |tasks: Vec<Value>| answer(&Saying::Imports, Value::Array(tasks), &target);
+        let states = ["completed", "failed", "canceled", "accumulate-buffer", "none"];
+        let tasks = states.map(|state| task_of("import", state, "0-10 20-20", "not hunter2"));
+        let Answer::Jobs(jobs) = read(tasks.to_vec()) else { panic!() };
+        assert_eq!((jobs[0].slots.to_string(), jobs[0].giving), ("0-10,20".to_owned(), false));
+        assert_eq!(jobs[0].other, Some(ClusterNodeId("a".repeat(40))));
+        assert_eq!(jobs[0].message, "not ***");
+        use JobState::{Cancelled, Failed, Running, Succeeded};
+        let states: Vec<_> = jobs.iter().map(|job| job.state).collect();
+        assert_eq!(states, [Succeeded, Failed, Cancelled, Running, Running]);
+        let Answer::Jobs(jobs) = read(vec![task_of("migrate", "handoff", "5-5", "")]) else {
+            panic!()
+        };
+        assert!(jobs[0].giving && jobs[0].other == Some(ClusterNodeId("b".repeat(40))));
+        for odd in [task_of("import", "none", "0-99999", ""), task_of("trim", "none", "1-1", "")] {
+            assert!(is_unexpected(&Saying::Imports, Value::Array(vec![odd])));
+        }
+        let begun = Saying::ImportSlots { slots: "1".parse().unwrap() };
+        let id = text_of("24cf41718b20f7f05901743dffc40bc9b15db339");
+        assert_eq!(answer(&begun, id, &target), Answer::Done);
+        let cancel = Saying::CancelImport { name: "x".to_owned() };
+        assert_eq!(answer(&cancel, Value::Int(1), &target), Answer::Number(1));
     }
 }

@@ -15,8 +15,9 @@ use super::nodes;
 use super::sentinel;
 use super::value::{field, items, pairs, text};
 use crate::domain::Timestamp;
+use crate::domain::functions::{Libraries, digest};
 use crate::domain::moving::talk::{Answer, JobState, SlotJob};
-use crate::domain::node::{Capabilities, NodeKind};
+use crate::domain::node::{Capabilities, ClusterNodeId, MovedBy, NodeKind};
 use crate::domain::observation::{Memory, Persistence, Replication, Report, Role, SlotJobView};
 use crate::fleet::{Ask, FleetError, Target};
 
@@ -34,8 +35,10 @@ enum Question {
     ClusterNodes,
     ClusterShards,
     SlotJobs,
+    Imports,
     Setting(String),
     Functions,
+    Libraries,
     DefaultUser,
     SentinelId,
     Watches,
@@ -126,11 +129,17 @@ fn questions(ask: &Ask, facts: Option<&Facts>) -> Vec<Question> {
     if clustered && can(|c| c.cluster_shards) {
         questions.push(Question::ClusterShards);
     }
-    if clustered && can(|c| c.atomic_slots) {
+    if clustered && can(|c| c.atomic_slots == Some(MovedBy::Source)) {
         questions.push(Question::SlotJobs);
+    }
+    if clustered && can(|c| c.atomic_slots == Some(MovedBy::Target)) {
+        questions.push(Question::Imports);
     }
     if can(|c| c.functions) {
         questions.push(Question::Functions);
+        if ask.libraries {
+            questions.push(Question::Libraries);
+        }
     }
     let names: BTreeSet<&str> = ask.settings.iter().map(String::as_str).chain(LOGIN).collect();
     questions.extend(names.into_iter().map(|name| Question::Setting(name.to_owned())));
@@ -146,9 +155,11 @@ fn batch(questions: &[Question]) -> redis::Pipeline {
             Question::ClusterNodes => batch.cmd("CLUSTER").arg("NODES"),
             Question::ClusterShards => batch.cmd("CLUSTER").arg("SHARDS"),
             Question::SlotJobs => batch.cmd("CLUSTER").arg("GETSLOTMIGRATIONS"),
+            Question::Imports => batch.cmd("CLUSTER").arg("MIGRATION").arg("STATUS").arg("ALL"),
             // One name each: Redis 6.2 takes no more.
             Question::Setting(name) => batch.cmd("CONFIG").arg("GET").arg(name),
             Question::Functions => batch.cmd("FUNCTION").arg("STATS"),
+            Question::Libraries => batch.cmd("FUNCTION").arg("LIST").arg("WITHCODE"),
             Question::DefaultUser => batch.cmd("ACL").arg("GETUSER").arg("default"),
             Question::SentinelId => batch.cmd("SENTINEL").arg("MYID"),
             Question::Watches => batch.cmd("SENTINEL").arg("MASTERS"),
@@ -168,8 +179,10 @@ impl Question {
             }
             Self::ClusterShards
             | Self::SlotJobs
+            | Self::Imports
             | Self::Setting(_)
             | Self::Functions
+            | Self::Libraries
             | Self::DefaultUser => false,
         }
     }
@@ -205,15 +218,27 @@ impl Answers {
         field(answer, name).and_then(text).map(|value| value.into_owned())
     }
 
-    /// Slots that the server gives away by itself, now.
-    fn jobs(&self, target: &Target) -> Vec<SlotJobView> {
-        let reply = self.0.get(&Question::SlotJobs);
-        let Some(Answer::Jobs(jobs)) = reply.and_then(|reply| converse::jobs(reply, target)) else {
-            return vec![];
+    /// Slots that the server moves by itself, now: those that it gives away (Valkey 9), or takes
+    /// (Redis 8.4, where what has failed is tried again).
+    fn jobs(&self, target: &Target, me: &ClusterNodeId) -> Vec<SlotJobView> {
+        let me = || Some(me.clone());
+        let gives = |job: &SlotJob| job.giving && job.state == JobState::Running;
+        let given = |job: SlotJob| SlotJobView { slots: job.slots, from: me(), to: job.other };
+        let takes = |job: &SlotJob| {
+            !job.giving && matches!(job.state, JobState::Running | JobState::Failed)
         };
-        let runs = |job: &SlotJob| job.giving && job.state == JobState::Running;
-        let view = |job: SlotJob| SlotJobView { slots: job.slots, to: job.other };
-        jobs.into_iter().filter(runs).map(view).collect()
+        let taken = |job: SlotJob| SlotJobView { slots: job.slots, from: job.other, to: me() };
+        let told = |question: Question, read: fn(&Value, &Target) -> Option<Answer>| match self
+            .0
+            .get(&question)
+            .and_then(|reply| read(reply, target))
+        {
+            Some(Answer::Jobs(jobs)) => jobs,
+            Some(_) | None => vec![],
+        };
+        let given = told(Question::SlotJobs, converse::jobs).into_iter().filter(gives).map(given);
+        let taken = told(Question::Imports, converse::imports).into_iter().filter(takes).map(taken);
+        given.chain(taken).collect()
     }
 
     fn has_functions(&self) -> bool {
@@ -224,6 +249,16 @@ impl Answers {
             .flat_map(pairs)
             .filter_map(|(_, engine)| count(engine))
             .any(|count| count != "0")
+    }
+
+    /// All libraries or none: one that was left out would be taken for one that is not there.
+    fn libraries(&self) -> Option<Libraries> {
+        let library = |library| {
+            let name = field(library, "library_name").and_then(text)?;
+            let code = field(library, "library_code").and_then(text)?;
+            Some((name.into_owned(), digest(code.as_bytes())))
+        };
+        items(self.0.get(&Question::Libraries)?).map(library).collect()
     }
 
     /// Whether the default user, as which every connection starts, is off or has a password.
@@ -256,7 +291,7 @@ fn report(
     let cluster = || {
         let (nodes, info) = (Question::ClusterNodes, Question::ClusterInfo);
         let mut view = nodes::view(&answers.text(&nodes), &answers.text(&info), health)?;
-        view.jobs = answers.jobs(target);
+        view.jobs = answers.jobs(target, &view.my_id);
         Some(view)
     };
     let [user, password] = LOGIN.map(|name| answers.setting(name));
@@ -283,6 +318,7 @@ fn report(
         },
         keys: info.keys(),
         functions: answers.has_functions(),
+        libraries: answers.libraries(),
         connected_clients: info.number("connected_clients"),
         cluster_enabled,
         cluster: cluster_enabled.then(cluster).flatten(),
@@ -428,6 +464,24 @@ mod tests {
     }
 
     #[test]
+    fn libraries_are_told_by_their_code() {
+        let library = |fields: &[&str]| list(fields);
+        let ask = Ask { libraries: true, ..Ask::default() };
+        let seen = |libraries: Vec<Value>| {
+            let answers =
+                [(Question::Info, word(VALKEY)), (Question::Libraries, Value::Array(libraries))];
+            read(&target(None), &ask, &answers).libraries
+        };
+        let mine = || library(&["library_name", "mine", "engine", "LUA", "library_code", "#!lua"]);
+        let known = seen(vec![mine()]);
+        assert_eq!(known, Some([("mine".to_owned(), digest(b"#!lua"))].into()));
+        assert_eq!(seen(vec![]), Some(Libraries::new()));
+        assert_eq!(seen(vec![mine(), library(&["library_name", "other"])]), None);
+        assert!(questions(&ask, None).contains(&Question::Libraries));
+        assert!(!questions(&Ask::default(), None).contains(&Question::Libraries));
+    }
+
+    #[test]
     fn a_known_server_is_not_asked_what_it_lacks() {
         let facts = |flavor, major, clustered| {
             let capabilities = Capabilities::of(flavor, Version::new(major, 2, 0));
@@ -435,9 +489,17 @@ mod tests {
             questions(&Ask::default(), Some(&Facts { capabilities, clustered, kind }))
         };
         let mut unknown = questions(&Ask::default(), None);
-        unknown.retain(|q| !matches!(q, Question::SentinelId | Question::Watches));
+        unknown
+            .retain(|q| !matches!(q, Question::SentinelId | Question::Watches | Question::Imports));
         assert_eq!(facts(Flavor::Valkey, 9, true), unknown);
         assert!(!facts(Flavor::Valkey, 8, true).contains(&Question::SlotJobs));
+        let newest = Facts {
+            capabilities: Capabilities::of(Flavor::Redis, Version::new(8, 4, 0)),
+            clustered: true,
+            kind: NodeKind::Data,
+        };
+        let newest = questions(&Ask::default(), Some(&newest));
+        assert!(newest.contains(&Question::Imports) && !newest.contains(&Question::SlotJobs));
         let old = facts(Flavor::Redis, 6, true);
         assert!(!old.contains(&Question::ClusterShards) && !old.contains(&Question::Functions));
         let alone = facts(Flavor::Redis, 7, false);

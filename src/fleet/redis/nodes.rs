@@ -35,6 +35,7 @@ pub(super) fn view(
         peers: lines.iter().map(|line| (line.id.clone(), line.peer.clone())).collect(),
         health,
         jobs: vec![],
+        trims: info.number("cluster_slot_migration_active_trim_running") > 0,
     })
 }
 

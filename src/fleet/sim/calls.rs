@@ -71,8 +71,11 @@ impl Sent {
                 Saying::SetSlot { .. }
                 | Saying::Migrate { .. }
                 | Saying::RestoreFunctions(_)
+                | Saying::DeleteLibrary(_)
                 | Saying::MigrateSlots { .. }
                 | Saying::CancelSlotJobs
+                | Saying::ImportSlots { .. }
+                | Saying::CancelImport { .. }
                 | Saying::Command(_),
             ) => true,
             Self::Saying(
@@ -84,6 +87,7 @@ impl Sent {
                 | Saying::CountListeners { .. }
                 | Saying::DumpFunctions
                 | Saying::SlotJobs
+                | Saying::Imports
                 | Saying::Stand,
             ) => false,
         }
@@ -96,7 +100,10 @@ impl Sent {
                 matches!(verb, Verb::FlushAll | Verb::FlushFunctions)
             }
             Self::Saying(saying) => {
-                matches!(saying, Saying::Migrate { .. } | Saying::RestoreFunctions(_))
+                matches!(
+                    saying,
+                    Saying::Migrate { .. } | Saying::RestoreFunctions(_) | Saying::DeleteLibrary(_)
+                )
             }
         }
     }

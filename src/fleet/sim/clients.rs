@@ -28,6 +28,8 @@ pub struct Holding {
     /// Everybody that it knows, but itself and those that it shakes hands with.
     pub knows: BTreeSet<ClusterNodeId>,
     pub keys: BTreeSet<String>,
+    /// Libraries of functions, each with its code.
+    pub libraries: BTreeMap<String, String>,
     /// Settings as they are, and as they would be after a restart.
     pub settings: BTreeMap<String, String>,
     pub written: BTreeMap<String, String>,
@@ -128,17 +130,20 @@ impl SimFleet {
             slots: server.table.me.slots.clone(),
             knows: knows.map(|(id, _)| id.clone()).collect(),
             keys: server.all_keys(),
+            libraries: server.libraries.clone(),
             settings: server.settings.all(),
             written: server.settings.written(),
             follows_by_file: server.follows_by_file.clone(),
         })
     }
 
-    /// Lets a node hold functions, which only a look shows.
-    pub fn load_functions(&self, node: &Address) {
-        if let Some(server) = self.lock().servers.get_mut(node) {
-            server.functions = true;
+    /// Loads a library of functions on a primary, in the place of one of that name.
+    pub fn load_functions(&self, node: &Address, name: &str, code: &str) {
+        let mut world = self.lock();
+        if let Some(server) = world.servers.get_mut(node) {
+            server.write(Change::Load([(name.to_owned(), code.to_owned())].into()));
         }
+        world.settle(node);
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::calls::{CallFault, CallOutcome, CallRecord, HELD_MS, Line, Sent};
 use super::handover::name_of;
-use super::keys::{Change, Value};
+use super::keys::Value;
 use super::port::{End, rejected};
 use super::server::{Life, Server};
 use super::table::Ms;
@@ -11,13 +11,10 @@ use super::verbs::Refusal;
 use super::world::World;
 use crate::domain::fault::ANOTHER_NODE;
 use crate::domain::moving::talk::{Answer, Key, Saying, Standing};
-use crate::domain::node::{Address, Version};
+use crate::domain::node::{Address, MovedBy};
 use crate::domain::slot::key_slot;
 use crate::domain::step::command::Verb;
 use crate::fleet::{FleetError, Target};
-
-/// What functions look like in a dump: whether there are any.
-const DUMPS: [&[u8]; 2] = [b"no functions", b"functions"];
 
 impl World {
     pub fn line(&self, process: u64, target: &Target) -> Line {
@@ -128,6 +125,9 @@ impl World {
         let (node, now) = (&target.address, self.now);
         let Some(server) = self.servers.get_mut(node) else { return Ok(Answer::Done) };
         let result = match sent {
+            Sent::Verb(Verb::CancelSlotJobs) if server.moved_by() == Some(MovedBy::Target) => {
+                self.cancel_imports(node, None).map(|_| Answer::Done)
+            }
             Sent::Verb(Verb::CancelSlotJobs) | Sent::Saying(Saying::CancelSlotJobs) => {
                 self.cancel_slot_jobs(node).map(|()| Answer::Done)
             }
@@ -145,9 +145,19 @@ impl World {
             Sent::Saying(Saying::MigrateSlots { slots, to }) => {
                 self.migrate_slots(node, slots, to).map(|()| Answer::Done)
             }
-            Sent::Saying(Saying::SlotJobs) => self.slot_jobs(node),
+            Sent::Saying(Saying::SlotJobs) => self.slot_jobs(node, MovedBy::Source),
+            Sent::Saying(Saying::ImportSlots { slots }) => {
+                self.import_slots(node, slots).map(|()| Answer::Done)
+            }
+            Sent::Saying(Saying::Imports) => self.slot_jobs(node, MovedBy::Target),
+            Sent::Saying(Saying::CancelImport { name }) => {
+                self.cancel_imports(node, Some(name)).map(Answer::Number)
+            }
             Sent::Saying(Saying::RestoreFunctions(dump)) => {
                 server.restore_functions(dump).map(|()| Answer::Done)
+            }
+            Sent::Saying(Saying::DeleteLibrary(name)) => {
+                server.delete_library(name).map(|()| Answer::Done)
             }
             Sent::Saying(Saying::CountKeys { slot }) => {
                 Ok(Answer::Number(server.keys_in(*slot).count() as u64))
@@ -235,33 +245,6 @@ impl Server {
             Err(refusal) if refusal.code == "ASK" => Ok(Answer::Nothing),
             Err(refusal) => Err(refusal),
         }
-    }
-
-    fn knows_functions(&self) -> Result<(), Refusal> {
-        if self.is_from(Version::new(7, 0, 0), Version::new(7, 2, 0)) {
-            return Ok(());
-        }
-        Err(Refusal::err("unknown command `FUNCTION`"))
-    }
-
-    fn dump_functions(&self) -> Result<Answer, Refusal> {
-        self.knows_functions()?;
-        Ok(Answer::Bytes(DUMPS[usize::from(self.functions)].to_vec()))
-    }
-
-    fn restore_functions(&mut self, dump: &[u8]) -> Result<(), Refusal> {
-        self.knows_functions()?;
-        if self.is_replica() {
-            let why = "You can't write against a read only replica.";
-            return Err(Refusal::new("READONLY", why));
-        }
-        if !DUMPS.contains(&dump) {
-            return Err(Refusal::err("DUMP payload version or checksum are wrong"));
-        }
-        if dump == DUMPS[1] {
-            self.write(Change::Functions);
-        }
-        Ok(())
     }
 }
 

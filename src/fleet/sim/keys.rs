@@ -28,7 +28,9 @@ pub(super) enum Change {
     Del(Vec<String>),
     Drop(SlotSet),
     Flush,
-    Functions,
+    Load(BTreeMap<String, String>),
+    Unload(String),
+    UnloadAll,
     /// Valkey's, from 8 on.
     SetSlot(u16, SlotState),
 }
@@ -59,9 +61,17 @@ impl Server {
                 self.keys.clear();
                 18
             }
-            Change::Functions => {
-                self.functions = true;
-                60
+            Change::Load(libraries) => {
+                self.libraries.extend(libraries.clone());
+                60 + libraries.values().map(|code| code.len() as u64).sum::<u64>()
+            }
+            Change::Unload(library) => {
+                self.libraries.remove(library);
+                40 + library.len() as u64
+            }
+            Change::UnloadAll => {
+                self.libraries.clear();
+                30
             }
             Change::SetSlot(slot, state) => {
                 self.turn_slot(*slot, state);

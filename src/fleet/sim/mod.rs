@@ -14,6 +14,7 @@ mod dice;
 mod election;
 mod exchange;
 mod failover;
+mod functions;
 mod handover;
 mod jobs;
 mod keys;

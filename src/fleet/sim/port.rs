@@ -146,11 +146,11 @@ impl World {
             return End::With(Err(error));
         }
         let replicas = self.attached(&target.address);
-        let jobs = self.given_away(&target.address);
+        let jobs = self.under_way(&target.address);
         let report = self.servers.get(&target.address).map(|server| {
             let mut report = server.report(target, ask, self.now, replicas);
             if let Some(view) = &mut report.cluster {
-                view.jobs = jobs;
+                (view.jobs, view.trims) = (jobs, server.trims_until > self.now);
             }
             report
         });

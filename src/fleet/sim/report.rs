@@ -8,6 +8,7 @@ use super::server::Server;
 use super::sync::SyncLink;
 use super::table::{Ms, Peer, Table};
 use crate::domain::Timestamp;
+use crate::domain::functions::{Libraries, digest};
 use crate::domain::node::{Capabilities, ClusterNodeId, NodeKind};
 use crate::domain::observation::{
     self, Attached, ClusterView, History, Memory, OpenSlot, Persistence, Replication, Report, Role,
@@ -60,7 +61,8 @@ impl Server {
                 last_save_at: timestamp(self.started_at).timestamp().unsigned_abs(),
             },
             keys: self.key_count() as u64,
-            functions: self.functions,
+            functions: !self.libraries.is_empty(),
+            libraries: (ask.libraries && self.can_have_functions()).then(|| self.digests()),
             connected_clients: 1,
             cluster_enabled: self.clustered,
             cluster: self.clustered.then(|| self.view()),
@@ -78,6 +80,11 @@ impl Server {
             requires_login: false,
             bus_reachable: None,
         }
+    }
+
+    fn digests(&self) -> Libraries {
+        let digested = |(name, code): (&String, &String)| (name.clone(), digest(code.as_bytes()));
+        self.libraries.iter().map(digested).collect()
     }
 
     pub fn role(&self) -> Role {
@@ -137,6 +144,7 @@ impl Server {
             open,
             health: self.health(),
             jobs: vec![],
+            trims: false,
         }
     }
 

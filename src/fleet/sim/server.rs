@@ -1,7 +1,7 @@
 //! One simulated server: a process with a config file, keys, a cluster table and a replication
 //! link. It knows no other server; what it has to say to them lies in its outbox.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::bus::{Envelope, Outgoing};
 use super::dice::Dice;
@@ -47,7 +47,8 @@ pub(super) struct Server {
     pub settings: Settings,
     pub table: Table,
     pub keys: Keys,
-    pub functions: bool,
+    /// Libraries of functions by name, each with its code.
+    pub libraries: BTreeMap<String, String>,
     pub sync: Sync,
     pub dice: Dice,
     pub ticks: u64,
@@ -59,6 +60,8 @@ pub(super) struct Server {
     pub changes: Vec<Change>,
     /// Writes that its primary sent while it was frozen.
     pub stream: Vec<Change>,
+    /// Until when it drops keys of slots that are not its own.
+    pub trims_until: Ms,
     /// Keys that another node sent and that it did not take yet; who sent them does not wait any more.
     pub arriving: Vec<(String, Value)>,
 }
@@ -84,7 +87,7 @@ impl Server {
             settings,
             table: Table::new(dice.id(), dice.hex()),
             keys: Keys::new(),
-            functions: false,
+            libraries: BTreeMap::new(),
             sync: Sync::new(&mut dice),
             ticks: dice.below(10),
             dice,
@@ -93,6 +96,7 @@ impl Server {
             outbox: vec![],
             changes: vec![],
             stream: vec![],
+            trims_until: 0,
             arriving: vec![],
         }
     }
@@ -147,7 +151,9 @@ impl Server {
                 self.table = Table::new(self.dice.id(), self.dice.hex());
             }
         }
-        self.functions &= keep == Keep::Everything;
+        if keep != Keep::Everything {
+            self.libraries.clear();
+        }
         self.table.restarted(now);
         match &mut self.sentinel {
             Some(sentinel) if keep != Keep::Nothing => sentinel.restarted(now),

@@ -191,7 +191,7 @@ fn step(replica: &mut Server, servers: &mut BTreeMap<Address, Server>, now: Ms) 
         SyncLink::Copying { from, start, full, .. } => {
             // To have a part of a history and to be sent the rest is to have it all.
             replica.keys.clone_from(&primary.keys);
-            replica.functions = primary.functions;
+            replica.libraries.clone_from(&primary.libraries);
             if replica.tracks_open_slots() {
                 replica.table.migrating.clone_from(&primary.table.migrating);
                 replica.table.importing.clone_from(&primary.table.importing);

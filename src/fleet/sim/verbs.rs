@@ -58,14 +58,7 @@ impl Server {
                 self.paused_until = 0;
                 Ok(())
             }
-            Verb::FlushFunctions => {
-                if self.is_replica() {
-                    let why = "You can't write against a read only replica.";
-                    return Err(Refusal::new("READONLY", why));
-                }
-                self.functions = false;
-                Ok(())
-            }
+            Verb::FlushFunctions => self.flush_functions(),
             Verb::Confirm(id) if id.0 == self.run_id => Ok(()),
             Verb::Confirm(id) if !self.clustered => {
                 let said = format!("it is {} and not {id}", self.run_id);
@@ -203,7 +196,7 @@ impl Server {
             let new = self.dice.hex();
             self.sync.promote(new);
             self.keys.clear();
-            self.functions = false;
+            self.libraries.clear();
         }
         let shard = self.dice.hex();
         let table = &mut self.table;

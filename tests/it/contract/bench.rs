@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reeve::demo::servers::{Folder, Redis, RedisOptions, Signal};
+use reeve::domain::functions::Libraries;
 use reeve::domain::moving::talk::{Answer, Lane, Saying};
 use reeve::domain::node::{Address, ClusterNodeId, Flavor, Version};
 use reeve::domain::observation::{ClusterView, Report};
@@ -279,15 +280,23 @@ impl Bench {
         }
     }
 
-    /// Lets a node hold a function.
-    pub fn load_functions(&self, node: usize) {
+    /// Loads a library with a function that gives a number.
+    pub fn load_functions(&self, node: usize, name: &str, number: u32) {
+        let function = format!("redis.register_function('{name}', function() return {number} end)");
+        let code = format!("#!lua name={name}\n{function}");
         match &self.stage {
-            Stage::Sim(fleet, nodes) => fleet.load_functions(&nodes[node]),
+            Stage::Sim(fleet, nodes) => fleet.load_functions(&nodes[node], name, &code),
             Stage::Real { nodes, .. } => {
-                let code = "#!lua name=l\nredis.register_function('f', function() return 1 end)";
-                assert_eq!(redis_cli(nodes[node].port(), &["FUNCTION", "LOAD", code]), "l");
+                let load = ["FUNCTION", "LOAD", "REPLACE", &code];
+                assert_eq!(redis_cli(nodes[node].port(), &load), name);
             }
         }
+    }
+
+    /// The libraries that a node has, if it says.
+    pub async fn libraries(&self, node: usize) -> Option<Libraries> {
+        let ask = Ask { libraries: true, ..Ask::default() };
+        self.fleet().look(&self.target(node), &ask).await.unwrap().libraries
     }
 
     /// Writes a key as a client that goes where this node sends it.

@@ -475,21 +475,40 @@ pub async fn functions(world: World) {
     let (bench, _) = cluster(world, &[1]).await;
     if !bench.world.since_7_0() {
         let unknown = bench.refused(0, Saying::DumpFunctions).await;
-        return assert!(unknown.starts_with("ERR unknown command `FUNCTION`"), "{unknown}");
+        assert!(unknown.starts_with("ERR unknown command `FUNCTION`"), "{unknown}");
+        return assert_eq!(bench.libraries(0).await, None);
     }
-    bench.load_functions(0);
+    bench.load_functions(0, "l", 1);
+    bench.load_functions(1, "l", 2);
+    bench.load_functions(1, "own", 1);
     let Answer::Bytes(dump) = bench.answer(0, Saying::DumpFunctions).await else { panic!() };
-    assert!(!bench.look(1).await.functions);
-    bench.say(1, Saying::RestoreFunctions(dump.clone())).await;
-    assert!(bench.look(1).await.functions);
+    let (theirs, before) = (bench.libraries(0).await.unwrap(), bench.libraries(1).await.unwrap());
+    assert!(theirs.len() == 1 && before.len() == 2 && theirs["l"] != before["l"]);
+    for _ in 0..2 {
+        bench.say(1, Saying::RestoreFunctions(dump.clone())).await;
+        let after = bench.libraries(1).await.unwrap();
+        assert_eq!((&after["l"], &after["own"]), (&theirs["l"], &before["own"]));
+    }
+    bench.say(1, Saying::DeleteLibrary("own".to_owned())).await;
+    assert_eq!(bench.libraries(1).await.unwrap(), theirs);
+    let gone = bench.refused(1, Saying::DeleteLibrary("own".to_owned())).await;
+    assert_eq!(gone, "ERR Library not found");
+    assert_eq!((bench.look(1).await.libraries, bench.libraries(2).await.unwrap().len()), (None, 0));
     bench.until(3, "is told", |r| r.functions).await;
     let Answer::Bytes(none) = bench.answer(2, Saying::DumpFunctions).await else { panic!() };
     bench.say(1, Saying::RestoreFunctions(none)).await;
-    assert!(bench.look(1).await.functions);
+    assert!(bench.look(1).await.functions && !bench.look(2).await.functions);
     let replica = bench.refused(3, Saying::RestoreFunctions(dump)).await;
     assert!(replica.starts_with("READONLY "), "{replica}");
     let junk = bench.refused(1, Saying::RestoreFunctions(b"junk".to_vec())).await;
     assert_eq!(junk, "ERR DUMP payload version or checksum are wrong");
+    // A reset takes a replica's copy, and leaves a primary its own.
+    for (node, kept) in [(3, false), (0, true)] {
+        bench.send(node, &[Verb::ResetHard]).await;
+        assert_eq!(bench.look(node).await.functions, kept, "node {node}");
+    }
+    bench.send(0, &[Verb::FlushFunctions]).await;
+    bench.until(0, "has none", |r| !r.functions).await;
 }
 
 /// Servers that move slots by themselves, and others.

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reeve::domain::id::{PlanId, TopologyId};
-use reeve::domain::node::{Address, Labels};
+use reeve::domain::node::{Address, Flavor, Labels, Version};
 use reeve::domain::plan::{Plan, PlanState};
 use reeve::engine::Engine;
 use reeve::engine::desk::CreateRequest;
 use reeve::engine::keeper::{KeepError, Keeper};
-use reeve::fleet::sim::{CallOutcome, SimFleet};
+use reeve::fleet::sim::{CallOutcome, SimFleet, SimOptions};
 use reeve::store::{Store, StoreError};
 
 use super::application::Application;
@@ -54,14 +54,21 @@ pub struct Case {
 }
 
 impl Case {
-    pub fn new(store: Store, number: u32, mistake: Option<Mistake>, lone: bool) -> Self {
+    pub fn new(
+        store: Store,
+        number: u32,
+        mistake: Option<Mistake>,
+        lone: bool,
+        (flavor, version): (Flavor, Version),
+    ) -> Self {
         let sim = SimFleet::new(u64::from(number % 7));
         let host = format!("10.{}.{}", number / 250 % 250, number % 250);
         let address = |i: usize| format!("{host}.{}:7000", i + 1).parse::<Address>().unwrap();
         let nodes: Vec<Address> = (0..if lone { 3 } else { 6 }).map(address).collect();
         let (guest, second) = (address(6), address(7));
         for node in nodes.iter().chain([&guest, &second]) {
-            sim.add_node(node, &options_of_nodes(!lone));
+            let options = SimOptions { flavor, version, ..options_of_nodes(!lone) };
+            sim.add_node(node, &options);
         }
         let application = Application::new(sim.clone());
         let layers = Layers { application, record: Arc::default(), mistake };

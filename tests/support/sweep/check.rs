@@ -12,6 +12,7 @@ use reeve::fleet::{Ask, Fleet, Target};
 
 use super::Scenario;
 use super::case::Case;
+use super::scenario::COMMON;
 use crate::support::instance::{ensure, options_of_nodes, policy, told};
 use crate::support::safety::broken;
 
@@ -87,9 +88,13 @@ impl Case {
                 ensure(is == was, || format!("{name} in {node}'s file is {is:?}, was {was:?}"))?;
             }
             if scenario == Scenario::Dissolve || self.leavers.contains(node) {
-                let blank = now.keys.is_empty() && now.slots.is_empty() && now.knows.is_empty();
+                let alone = now.slots.is_empty() && now.knows.is_empty();
+                let blank = alone && now.keys.is_empty() && now.libraries.is_empty();
                 ensure(blank && now.primary, || format!("{node} is not blank: {now:?}"))?;
             }
+        }
+        if scenario == Scenario::AddShard {
+            self.check_functions()?;
         }
         match scenario {
             Scenario::Dissolve => Ok(()),
@@ -111,6 +116,20 @@ impl Case {
                 self.check_cluster(topology).await
             }
         }
+    }
+
+    /// Whoever is new has what all others have alike, and those have what they had.
+    fn check_functions(&self) -> Result<(), String> {
+        for (nodes, count) in
+            [(self.nodes.as_slice(), 2), (&[self.guest.clone(), self.second.clone()], 1)]
+        {
+            for node in nodes {
+                let has = self.sim.inspect(node).ok_or("no such node")?.libraries;
+                let well = has.len() == count && has.contains_key(COMMON);
+                ensure(well, || format!("{node} has the functions {has:?}"))?;
+            }
+        }
+        Ok(())
     }
 
     /// A shard rests longer than its plan; the watch forgets it when that is over.

@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 
 use reeve::demo::servers::{Folder, Postgres};
 use reeve::domain::moving::talk::Saying;
+use reeve::domain::node::{Flavor, Version};
 use reeve::fleet::sim::{CallFault, CallRecord, LookFault, Sent};
 use reeve::store::Store;
 
@@ -105,6 +106,8 @@ pub struct Sweep {
     mistake: Option<Mistake>,
     /// Whether it is one primary with two replicas outside of clusters.
     lone: bool,
+    /// What the nodes are.
+    servers: (Flavor, Version),
     /// How many Sentinels watch it.
     watchers: usize,
     cases: u32,
@@ -122,9 +125,15 @@ impl Sweep {
             store,
             mistake: None,
             lone: false,
+            servers: (Flavor::Redis, Version::new(7, 0, 15)),
             watchers: 0,
             cases: 0,
         }
+    }
+
+    /// The same with other servers.
+    pub async fn of(flavor: Flavor, version: Version) -> Self {
+        Self { servers: (flavor, version), ..Self::new().await }
     }
 
     /// The same of a topology of mode replication.
@@ -187,9 +196,12 @@ impl Sweep {
         }
         let command = |index| ways.iter().map(move |way| Fault::Command(index, *way));
         let look = |index| [LookFault::Die, LookFault::Fail].map(|f| Fault::Look(index, f));
-        let commands = chosen(&findings.kinds).into_iter().flat_map(command);
+        let (rare, usual): (Vec<u64>, Vec<u64>) =
+            chosen(&findings.kinds).into_iter().partition(|&index| is_rare(&findings.kinds, index));
         // Of few commands, each counts.
-        let commands = commands.step_by(if findings.commands < 5 { stride.min(3) } else { stride });
+        let step = if findings.commands < 5 { stride.min(3) } else { stride };
+        let usual = usual.into_iter().flat_map(command).step_by(step);
+        let commands = rare.into_iter().flat_map(command).chain(usual);
         // There are many more looks than commands, and to miss one changes less.
         let looks = (0..findings.looks).filter(|_| looks).flat_map(look);
         let looks = looks.step_by(if stride > 1 { stride * 7 } else { 1 });
@@ -217,7 +229,8 @@ impl Sweep {
         counted: &mut Findings,
     ) -> Option<String> {
         self.cases += 1;
-        let mut case = Case::new(self.store.clone(), self.cases, self.mistake, self.lone);
+        let mut case =
+            Case::new(self.store.clone(), self.cases, self.mistake, self.lone, self.servers);
         case.add_watchers(self.watchers);
         if let Err(wrong) = Box::pin(case.prepare(scenario)).await {
             return Some(format!("preparing it: {wrong}"));
@@ -250,6 +263,12 @@ fn kind(call: &CallRecord) -> String {
         Sent::Saying(Saying::SetSlot { state, .. }) => format!("{} {state:?}", call.node),
         sent => format!("{} {sent:?}", call.node),
     }
+}
+
+/// Whether a command is about functions: of hundreds it is one.
+fn is_rare(kinds: &[String], index: u64) -> bool {
+    let kind = usize::try_from(index).ok().and_then(|index| kinds.get(index));
+    kind.is_some_and(|kind| kind.contains("Functions") || kind.contains("Library"))
 }
 
 /// All commands; of many of one kind the first and then one now and then.

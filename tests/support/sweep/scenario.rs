@@ -9,6 +9,9 @@ use reeve::domain::spec::{ClusterSpec, NodeSpec, Spec};
 use super::case::Case;
 use crate::support::instance::{options, told};
 
+/// The library of functions that all primaries have.
+pub const COMMON: &str = "common";
+
 /// What is carried out, and from where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scenario {
@@ -93,6 +96,9 @@ impl Case {
                 self.layers.application.put(&key)?;
             }
         }
+        if matches!(scenario, Scenario::AddShard | Scenario::RemoveShard) {
+            self.load_functions();
+        }
         self.sim.advance(5000);
         Box::pin(self.prepare_slots(scenario)).await?;
         if scenario == Scenario::Revert {
@@ -107,6 +113,15 @@ impl Case {
             self.drive_until(None, PlanState::Cancelled).await?;
         }
         Ok(())
+    }
+
+    /// Each primary has a library that all have, and one that each has otherwise.
+    fn load_functions(&self) {
+        let is_primary = |n: &&Address| self.sim.inspect(n).is_some_and(|i| i.primary);
+        for node in self.nodes.iter().filter(is_primary) {
+            self.sim.load_functions(node, COMMON, "the same");
+            self.sim.load_functions(node, "disputed", &node.to_string());
+        }
     }
 
     /// Brings slots to where they are to move from.

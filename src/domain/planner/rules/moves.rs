@@ -6,11 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Goal, Leaver, Question, peopled, primary, shards};
-use crate::domain::node::{Address, ClusterNodeId};
+use crate::domain::node::{Address, ClusterNodeId, MovedBy};
 use crate::domain::observation::{ClusterView, Observation, OpenSlot, Report, Role, SlotJobView};
 use crate::domain::slot::SlotSet;
 use crate::domain::step::cancel::CancelSlotJobs;
 use crate::domain::step::slots::{End, MoveMethod, MoveSlots};
+use crate::domain::step::trim::AwaitTrim;
 use crate::domain::step::{Blocker, Step};
 use crate::domain::topology::Shard;
 use crate::domain::view::address_of;
@@ -22,6 +23,12 @@ pub fn move_slots(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
     let mut moves = moves(q);
     moves.sort_by_key(|step| std::cmp::Reverse(step.slots.count()));
     Ok(moves.into_iter().map(Step::MoveSlots).collect())
+}
+
+/// Servers that drop what has moved away are waited for: until then they count keys that are not theirs.
+pub fn trim(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
+    let trims = parties(q).filter(|party| party.view.trims);
+    Ok(trims.map(|party| Step::AwaitTrim(AwaitTrim { node: party.end.address })).collect())
 }
 
 /// Slots that are half-way and that Reeve opened, or is to close. While a plan winds down, those at
@@ -48,9 +55,9 @@ pub fn close(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
 /// Jobs of servers that Reeve began, and that are not what is wanted now.
 fn cancels(q: &Question) -> Vec<Step> {
     let (ours, moves) = (ours(q), moves(q));
-    let wanted = |from: &Party, job: &SlotJobView| {
+    let wanted = |job: &SlotJobView| {
         let fits = |m: &MoveSlots| {
-            m.from == from.end
+            job.from.as_ref().is_none_or(|from| *from == m.from.id)
                 && job.to.as_ref().is_none_or(|to| *to == m.to.id)
                 && job.slots.difference(&m.slots).is_empty()
         };
@@ -58,7 +65,7 @@ fn cancels(q: &Question) -> Vec<Step> {
     };
     let stray = |p: &Party| {
         let began = |job: &&SlotJobView| !job.slots.intersection(&ours).is_empty();
-        p.view.jobs.iter().filter(began).any(|job| !wanted(p, job))
+        p.view.jobs.iter().filter(began).any(|job| !wanted(job))
     };
     let step = |p: Party| Step::CancelSlotJobs(CancelSlotJobs { node: p.end });
     parties(q).filter(stray).map(step).collect()
@@ -234,12 +241,16 @@ fn resolve(q: &Question, id: &ClusterNodeId) -> Option<Address> {
 fn step(q: &Question, from: &Party, to: &Party, slots: SlotSet) -> MoveSlots {
     let begun = from.view.open.iter().chain(&to.view.open).map(|o| o.slot);
     let begun = begun.collect::<SlotSet>().intersection(&slots);
-    let atomic = from.report.capabilities().atomic_slots && to.report.capabilities().atomic_slots;
+    let can = [from, to].map(|party| party.report.capabilities().atomic_slots);
+    let how = match can {
+        [Some(MovedBy::Source), Some(MovedBy::Source)] => MoveMethod::Atomic,
+        [Some(MovedBy::Target), Some(MovedBy::Target)] => MoveMethod::Import,
+        [Some(MovedBy::Source | MovedBy::Target) | None, _] => MoveMethod::Keys,
+    };
     // What was begun key by key ends so.
-    let (how, slots) = match (atomic, begun.is_empty()) {
-        (true, true) => (MoveMethod::Atomic, slots),
-        (true, false) => (MoveMethod::Keys, begun),
-        (false, _) => (MoveMethod::Keys, slots),
+    let (how, slots) = match how {
+        MoveMethod::Atomic | MoveMethod::Import if !begun.is_empty() => (MoveMethod::Keys, begun),
+        how => (how, slots),
     };
     let big = q.terms.moving.big.iter().filter(|b| slots.contains(b.slot)).cloned().collect();
     let max_latency_ms = q.terms.moving.max_latency_ms;

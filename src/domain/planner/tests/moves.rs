@@ -15,7 +15,9 @@ use crate::domain::intent::{
     add_shard, rebalance, remove_shard, reshard,
 };
 use crate::domain::moving::survey::Figures;
+use crate::domain::observation::SlotJobView;
 use crate::domain::refusal::Refusal;
+use crate::domain::step::slots::MoveMethod;
 use crate::domain::topology::Shard;
 use crate::domain::view::{ReplicaState, agreed_primary};
 
@@ -400,4 +402,48 @@ fn a_shard_goes_where_there_is_room_for_what_it_has() {
     assert_eq!(pointer(few), "/intent/shard");
     let nobody = RemoveShardIntent::default();
     assert_eq!(pointer(remove_shard::amend(&nobody, &now, &figures, &seen)), "/intent");
+}
+
+/// Redis 8.4: the target is told to take slots, and to give that up.
+#[test]
+fn an_import_is_the_targets_to_do_and_to_give_up() {
+    let spec = spec(3, 0, (0..3).map(|n| node(n, "z")).collect());
+    let (now, mut seen) = made(&spec, 5);
+    for member in now.layout.members() {
+        change(&mut seen, member, |r| r.version = Version::new(8, 4, 0));
+    }
+    let (want, terms) = after(&now, reshard::amend(&from_to(0, 1, 7), &now, &seen).unwrap());
+    let policy = Policy::default();
+    let plan = forecast(&ask(&want, &seen, &terms, &policy));
+    let moves = plan.steps.iter().find_map(|s| s.step.moves()).unwrap();
+    assert_eq!(moves.how, MoveMethod::Import);
+    let shown = &plan.steps.iter().find(|s| s.step.moves().is_some()).unwrap().commands;
+    assert_eq!(shown[0].node, moves.to.address);
+    assert!(shown[0].command.starts_with("CLUSTER MIGRATION IMPORT "), "{shown:?}");
+
+    let (from, to) = (moves.from.clone(), moves.to.clone());
+    seen.marks = moves.marks(&seen);
+    let (giver, taker) = (Some(from.id.clone()), Some(to.id.clone()));
+    let job = SlotJobView { slots: moves.slots.clone(), from: giver, to: taker };
+    change(&mut seen, &to.address, |r| r.cluster.as_mut().unwrap().jobs = vec![job]);
+    let goes_on = next(&ask(&want, &seen, &terms, &policy));
+    assert!(matches!(&goes_on, Next::Act(steps) if steps[0].moves() == Some(moves)), "{goes_on:?}");
+    let wind_down = Question { goal: Goal::WindDown, ..ask(&want, &seen, &terms, &policy) };
+    let given_up = forecast(&wind_down);
+    let shown: Vec<_> = given_up.steps.iter().flat_map(|s| &s.commands).collect();
+    assert!(shown.iter().all(|c| c.node == to.address), "{shown:?}");
+    let words: Vec<&str> = shown.iter().map(|c| c.command.as_str()).collect();
+    assert_eq!(words, ["CLUSTER MYID", "CLUSTER MIGRATION CANCEL ALL"]);
+    assert_eq!(given_up.world.view(&to.address).unwrap().jobs, []);
+
+    // It is over, and the source drops what it gave away.
+    moves.effect(&mut seen);
+    change(&mut seen, &to.address, |r| r.cluster.as_mut().unwrap().jobs.clear());
+    change(&mut seen, &from.address, |r| r.cluster.as_mut().unwrap().trims = true);
+    seen.marks.clear();
+    let waits = next(&ask(&want, &seen, &terms, &policy));
+    let trims = |step: &Step| matches!(step, Step::AwaitTrim(step) if step.node == from.address);
+    assert!(matches!(&waits, Next::Wait(waits) if trims(&waits[0].0)), "{waits:?}");
+    let back = ask(&now, &seen, &terms, &policy);
+    assert!(matches!(next(&back), Next::Wait(_)), "no other job begins meanwhile");
 }

@@ -1,7 +1,7 @@
 //! Slots on the move, where the contract does not reach: faults on the way, values, jobs that fail.
 
 use super::*;
-use crate::domain::moving::talk::{Answer, JobState, Key, Lane, Saying, SlotState};
+use crate::domain::moving::talk::{Answer, JobState, Key, Lane, Saying, SlotJob, SlotState};
 use crate::fleet::Talk;
 
 /// The slot of the keys `{bar}0`, `{bar}1` and so on.
@@ -218,6 +218,94 @@ async fn a_job_moves_all_or_nothing() {
     assert_eq!(fleet.inspect(&address(1)).unwrap().keys.len(), 1);
     fleet.restart(&address(1), Keep::Everything);
     assert_eq!(states(&fleet, 1).await, [], "jobs are in memory only");
+}
+
+/// Three primaries of Redis 8.4, of which the second is to take a slot from the first.
+async fn import() -> Arc<SimFleet> {
+    let fleet = SimFleet::new(7);
+    let options = SimOptions::of(Flavor::Redis, Version::new(8, 4, 0))
+        .with("cluster-node-timeout", "500")
+        .with("repl-diskless-sync-delay", "0");
+    (1..=6).for_each(|port| fleet.add_node(&address(port), &options));
+    form(&fleet).await;
+    fleet.plant(&address(1), "{bar}0");
+    assert_eq!(say(&fleet, 2, takes()).await, Answer::Done);
+    fleet
+}
+
+fn takes() -> Saying {
+    Saying::ImportSlots { slots: [SLOT].into_iter().collect() }
+}
+
+async fn imports(fleet: &SimFleet, port: u16) -> Vec<SlotJob> {
+    match say(fleet, port, Saying::Imports).await {
+        Answer::Jobs(jobs) => jobs,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn refusal(fleet: &SimFleet, port: u16, saying: Saying) -> String {
+    match say(fleet, port, saying).await {
+        Answer::Refused { message, .. } => message,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn an_import_is_one_at_a_time_and_trimmed_afterwards() {
+    let fleet = import().await;
+    let busy = refusal(&fleet, 2, takes()).await;
+    assert!(busy.contains("another ASM task is already in progress"), "{busy}");
+    let barred = refusal(&fleet, 2, importing(&fleet, 1)).await;
+    assert!(barred.contains("import in progress"), "{barred}");
+    let view = look(&fleet, 2).await.cluster.unwrap();
+    assert_eq!((view.jobs[0].from.as_ref(), view.trims), (Some(&id(&fleet, 1)), false));
+    assert_eq!(look(&fleet, 1).await.cluster.unwrap().jobs, []);
+    let before = fleet.put("{bar}0").unwrap();
+    fleet.advance(300);
+    assert!(imports(&fleet, 2).await.iter().all(|job| job.state == JobState::Succeeded));
+    assert!(imports(&fleet, 1).await.iter().all(|job| job.giving));
+    assert_eq!(fleet.surviving_values()["{bar}0"], before);
+    assert!(look(&fleet, 1).await.cluster.unwrap().trims);
+    fleet.advance(500);
+    assert!(!look(&fleet, 1).await.cluster.unwrap().trims);
+    let own = refusal(&fleet, 2, takes()).await;
+    assert!(own.contains("already the owner"), "{own}");
+    assert!(refusal(&fleet, 2, Saying::SlotJobs).await.to_lowercase().contains("unknown"));
+}
+
+#[tokio::test]
+async fn an_import_is_tried_again_until_it_is_cancelled() {
+    let fleet = import().await;
+    fleet.restart(&address(1), Keep::Everything);
+    fleet.advance(100);
+    assert_eq!(imports(&fleet, 2).await[0].state, JobState::Failed);
+    assert_eq!(look(&fleet, 2).await.cluster.unwrap().jobs.len(), 1);
+    fleet.advance(3000);
+    assert_eq!(imports(&fleet, 2).await[0].state, JobState::Succeeded);
+    assert!(fleet.inspect(&address(2)).unwrap().keys.contains("{bar}0"));
+
+    for by_name in [true, false] {
+        let fleet = import().await;
+        fleet.kill(&address(1));
+        fleet.advance(5000);
+        let job = imports(&fleet, 2).await.remove(0);
+        assert_eq!(job.state, JobState::Failed);
+        if by_name {
+            let cancel = Saying::CancelImport { name: job.name };
+            assert_eq!(say(&fleet, 2, cancel.clone()).await, Answer::Number(1));
+            assert_eq!(say(&fleet, 2, cancel).await, Answer::Number(0));
+        } else {
+            fleet.send(&target(2, 1), &[Verb::CancelSlotJobs]).await.unwrap();
+        }
+        assert_eq!(imports(&fleet, 2).await[0].state, JobState::Cancelled);
+        assert_eq!(look(&fleet, 2).await.cluster.unwrap().jobs, []);
+        assert!(fleet.inspect(&address(4)).unwrap().slots.contains(SLOT));
+    }
+
+    let fleet = import().await;
+    fleet.restart(&address(2), Keep::Everything);
+    assert_eq!(imports(&fleet, 2).await, [], "jobs are in memory only");
 }
 
 #[tokio::test]
