@@ -199,7 +199,8 @@ async fn the_server_is_killed_in_the_middle_of_a_switchover() {
         let plan = id(&plan);
         // Most of it is waiting until a Sentinel knows whom to choose: what matters comes after.
         until("it is to happen", SOON, async || {
-            let steps = watched.world.client.get(&format!("/v1/plans/{plan}/steps")).await.unwrap();
+            let steps = watched.world.client.get(&format!("/v1/plans/{plan}/steps")).await;
+            let steps = steps.map_err(|e| e.to_string())?;
             let steps = steps["items"].as_array().unwrap();
             let begun = |s: &&Value| s["kind"] == "switch_over" && s["state"] != "pending";
             steps.iter().find(begun).map(|_| ()).ok_or_else(|| format!("{steps:#?}"))
