@@ -29,6 +29,9 @@ use crate::store::tokens::Token;
 use crate::store::{Store, StoreError};
 use crate::telemetry::{self, TelemetryError};
 
+/// How long the start waits for a database that is away.
+const DATABASE_WITHIN: Duration = Duration::from_secs(20);
+
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     #[error(transparent)]
@@ -54,6 +57,7 @@ pub async fn serve(settings: Settings, migrate: bool) -> Result<(), ServeError> 
     telemetry::init_logs(&settings.log, settings.log_format)?;
     let metrics = telemetry::init_metrics()?;
     let store = Store::new(&settings.database_url, settings.lease_ttl)?;
+    store.reach(DATABASE_WITHIN).await?;
     if migrate {
         store.migrate().await?;
     }

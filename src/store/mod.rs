@@ -19,7 +19,7 @@ pub mod topologies;
 pub mod webhooks;
 
 use std::borrow::Cow;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use sqlx::PgPool;
@@ -28,6 +28,9 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use crate::domain::refusal::Refusal;
 
 static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
+
+/// Between two tries to reach a database that is away.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// The database. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -130,6 +133,25 @@ impl Store {
                 .connect_lazy_with(options)
         };
         Ok(Self { pool: pool(16, options.clone()), beats: pool(1, options) })
+    }
+
+    /// Waits for a database that is away, as when all of a machine starts at once, but not longer than
+    /// this.
+    pub async fn reach(&self, within: Duration) -> Result<(), StoreError> {
+        let began = Instant::now();
+        loop {
+            match self.pool.acquire().await.map_err(StoreError::from) {
+                Ok(_) => return Ok(()),
+                Err(error) if !error.is_outage() || began.elapsed() >= within => return Err(error),
+                Err(error) => {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "waiting for the database"
+                    );
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+        }
     }
 
     pub async fn migrate(&self) -> Result<(), StoreError> {
