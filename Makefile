@@ -34,7 +34,7 @@ test: ## run all that CI runs
 	$(call stage,6/7 The code agrees with openapi/reeve.json)
 	@$(MAKE) --no-print-directory openapi-check
 	$(call stage,7/7 Tests)
-	cargo nextest run $(ARGS)
+	TMPDIR=$$(scripts/tmp-dir.sh) cargo nextest run $(ARGS)
 
 bench: ## compare with redis-cli on this machine
 	$(call stage,Servers: redis-server and PostgreSQL)
@@ -47,7 +47,7 @@ soak: ## run the tests, those that take a number of repeats 20 times
 	$(call stage,Servers and test tools)
 	@scripts/install-deps.sh --test
 	$(call stage,Tests with 20 repeats)
-	REEVE_TEST_REPEATS=20 cargo nextest run $(ARGS)
+	TMPDIR=$$(scripts/tmp-dir.sh) REEVE_TEST_REPEATS=20 cargo nextest run $(ARGS)
 
 fmt: ## format the code
 	cargo fmt
