@@ -134,12 +134,14 @@ impl Action for MoveSlots {
                 return Check::Waiting(Wait::for_gossip(&one.address, why));
             }
         }
-        // Where a slot has no owner it is the target that has not heard of a failover, and is told.
+        // Where a slot has no owner it is the target that has not heard of a failover, and is told;
+        // but one that has just joined has only not heard of all owners yet.
         for end in [&self.from, &self.to] {
             let owned = |v: &ClusterView| {
                 v.peers.values().fold(SlotSet::empty(), |all, p| all.union(&p.slots))
             };
-            let down = |v: &ClusterView| !v.state_ok && owned(v) == SlotSet::all();
+            let new = |v: &ClusterView| v.my_slots().is_empty() && v.open.is_empty();
+            let down = |v: &ClusterView| !v.state_ok && (new(v) || owned(v) == SlotSet::all());
             if self.view_of(end, seen).is_some_and(down) {
                 let why =
                     format!("the cluster is down as {} sees it: keys are refused", end.address);
