@@ -5,7 +5,7 @@ use std::time::Duration;
 use reeve::client::{ClientError, Problem};
 use serde_json::Value;
 
-use super::plans::{ends, id, terminal_events};
+use super::plans::{ends, id, plan, terminal_events};
 use super::until;
 use super::world::World;
 
@@ -35,10 +35,16 @@ pub async fn phase(world: &World, wanted: &str) {
 
 /// Submits a plan and sees it succeed.
 pub async fn carry_out(world: &World, body: &Value) -> Value {
-    // A busy machine has the database late (503): as the answer says, clients try again.
+    // A busy machine has the database late (503): as the answer says, clients look whether it is there,
+    // and try again.
     let plan = until("it is taken", Duration::from_secs(70), async || {
         match world.client.submit(PLANS, body, Some(50)).await {
-            Err(e) if e.to_string().contains("503") => Err(e.to_string()),
+            Err(e) if e.to_string().contains("503") => {
+                println!("late: {e}");
+                let topology = world.client.get(TOPOLOGY).await.map_err(|e| e.to_string())?;
+                let active = topology["status"]["active_plan"].as_str().ok_or(e.to_string())?;
+                plan(world, active).await
+            }
             answered => Ok(answered.unwrap()),
         }
     })
