@@ -183,6 +183,8 @@ pub struct Capabilities {
     pub functions: bool,
     /// Whether slots move as a whole, and who is told to move them.
     pub atomic_slots: Option<MovedBy>,
+    /// Whether its replicas know which slots are open, and both ends follow failovers (Valkey 8.0).
+    pub tracks_open_slots: bool,
     /// The version of the RDB format that it writes; a replica must be able to read its primary's.
     pub rdb_version: u16,
 }
@@ -194,6 +196,7 @@ impl Capabilities {
         cluster_shards: false,
         functions: false,
         atomic_slots: None,
+        tracks_open_slots: false,
         rdb_version: 9,
     };
 
@@ -217,6 +220,7 @@ impl Capabilities {
                 Flavor::Redis if version >= Version::new(8, 4, 0) => Some(MovedBy::Target),
                 Flavor::Valkey | Flavor::Redis => None,
             },
+            tracks_open_slots: flavor == Flavor::Valkey && version.major >= 8,
             rdb_version,
         }
     }

@@ -125,6 +125,7 @@ fn job<'a>(turn: &'a Turn<'a>, step: &'a MoveSlots) -> Job<'a> {
         big: &step.big,
         small: turn.engine.surveyed.of(&step.from.id),
         how: step.how,
+        tracks_open_slots: seen.report(address).is_some_and(|r| r.capabilities().tracks_open_slots),
         free_stall_ms: turn.engine.policy.free_pause_ms,
         room: seen.report(address).and_then(|r| room(&r.memory)),
     }

@@ -43,6 +43,8 @@ pub fn broken(record: &[Entry]) -> Vec<String> {
 #[derive(Default)]
 struct Known {
     places: BTreeMap<ClusterNodeId, Address>,
+    /// Who took a slot from whom, and was told not to; it may still be given the slot at once.
+    took: BTreeMap<Place, ClusterNodeId>,
     /// Who takes a slot from whom, and who gives it to whom.
     takes: BTreeMap<Place, ClusterNodeId>,
     gives: BTreeMap<Place, ClusterNodeId>,
@@ -158,7 +160,7 @@ impl Known {
                 self.gives.insert(place, to.clone());
             }
             SlotState::Node(owner) if owner == node => {
-                let from = self.takes.remove(&place);
+                let from = self.takes.remove(&place).or_else(|| self.took.remove(&place));
                 self.got.extend(from.map(|from| (node.clone(), from)));
                 self.gains(place);
             }
@@ -168,7 +170,8 @@ impl Known {
                 self.parts_with(place);
             }
             SlotState::Stable => {
-                self.takes.remove(&place);
+                let from = self.takes.remove(&place);
+                self.took.extend(from.map(|from| (place.clone(), from)));
                 self.gives.remove(&place);
                 self.empty.remove(&place);
             }
@@ -184,6 +187,7 @@ impl Known {
             let open = OpenSlot { slot: *slot, giving, other: other.clone() };
             at != node || (sight.primary && sight.open.contains(&open))
         };
+        self.took.retain(|(at, _), _| at != node);
         self.takes.retain(|place, from| shown(place, from, false));
         self.gives.retain(|place, to| shown(place, to, true));
         let gives = &self.gives;

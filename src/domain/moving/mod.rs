@@ -2,6 +2,7 @@
 //! and in which order. Nothing here does I/O; `engine/mover` carries it out.
 
 pub mod chunk;
+pub mod closing;
 pub mod pace;
 pub mod survey;
 pub mod talk;

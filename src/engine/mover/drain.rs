@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{Chunk, Item, Job, LISTED, Listed, Moved, Mover, PATIENCE, Queues, Stall};
+use super::{Chunk, Item, Job, LISTED, LISTS, Listed, Moved, Mover, PATIENCE, Queues, Stall};
 use crate::domain::fault::{Fault, TARGET_FULL, UNREACHABLE};
 use crate::domain::moving::BigKey;
 use crate::domain::moving::talk::{Answer, Key, Lane, Saying, SlotState};
@@ -42,7 +42,7 @@ impl Mover<'_> {
                         return Err(fault);
                     }
                     // Nobody knows which keys went over.
-                    self.list(&queues.keys().copied().collect::<Vec<_>>()).await?
+                    self.list(&queues.keys().copied().collect::<Vec<_>>(), LISTS).await?
                 }
             };
             self.queue(listed, &mut queues).await?;

@@ -29,7 +29,7 @@ use crate::domain::fault::{Fault, KEYS_LEFT_BEHIND};
 use crate::domain::moving::pace::Pace;
 use crate::domain::moving::survey::Small;
 use crate::domain::moving::talk::{Answer, Key, Lane, Saying, SlotState};
-use crate::domain::moving::{self, BigKey, KeyKind, chunk};
+use crate::domain::moving::{self, BigKey, KeyKind, chunk, closing};
 use crate::domain::node::{Address, MovedBy};
 use crate::domain::slot::SlotSet;
 use crate::domain::step::slots::{MIGRATE_WITHIN_MS, MoveMethod};
@@ -38,7 +38,7 @@ use crate::fleet::Fleet;
 /// How many short questions go out in one batch: the server answers them all before it serves others.
 const PIPELINE: usize = 400;
 /// The same of those that look keys up, and of those that list the keys of a slot.
-const SIZES: usize = 128;
+const SIZES: usize = 512;
 const LISTS: usize = 4;
 /// How many keys of a slot are looked at before it is opened.
 const LISTED: u32 = 2000;
@@ -80,6 +80,8 @@ pub struct Job<'a> {
     /// Slots whose keys were looked at a moment ago.
     pub small: Arc<Small>,
     pub how: MoveMethod,
+    /// Whether the target knows by itself what becomes of open slots.
+    pub tracks_open_slots: bool,
     /// A stall of that many milliseconds needs nobody's consent.
     pub free_stall_ms: u64,
     /// How many bytes the target should take before it is looked at again.
@@ -301,7 +303,7 @@ impl Mover<'_> {
             self.job.small.get(slot).is_some_and(|(count, _)| *count == keys.len() as u64)
         };
         let (small, unknown): (Listed, Listed) =
-            self.list(&unknown).await?.into_iter().partition(known);
+            self.list(&unknown, LISTS).await?.into_iter().partition(known);
         for (slot, keys) in small {
             let bytes = self.job.small.get(&slot).map_or(0, |(_, mean)| *mean);
             let item = |key| Item { key, bytes, stall_ms: None };
@@ -323,15 +325,16 @@ impl Mover<'_> {
         let moving = self.hand_out(&chunk.slots).await?;
         chunk.queues.retain(|slot, queue| !queue.is_empty() && moving.contains(slot));
         let unlisted = moving.iter().filter(|slot| !chunk.queues.contains_key(slot));
-        let listed = self.list(&unlisted.copied().collect::<Vec<_>>()).await?;
+        // These held none a moment ago, or are few.
+        let listed = self.list(&unlisted.copied().collect::<Vec<_>>(), PIPELINE).await?;
         self.queue(listed, &mut chunk.queues).await?;
         Ok(chunk)
     }
 
-    async fn list(&self, slots: &[u16]) -> Result<Listed, Fault> {
+    async fn list(&self, slots: &[u16], at_once: usize) -> Result<Listed, Fault> {
         let list = |&slot: &u16| Saying::ListKeys { slot, at_most: LISTED };
         let mut listed = Listed::with_capacity(slots.len());
-        for some in slots.chunks(LISTS) {
+        for some in slots.chunks(at_once) {
             let asked: Vec<Saying> = some.iter().map(list).collect();
             for (slot, answer) in some.iter().zip(self.ask(&self.job.source, &asked).await?) {
                 listed.push((*slot, self.job.source.keys(answer)?));
@@ -414,10 +417,12 @@ impl Mover<'_> {
             let state = SlotState::Node(job.target.id.clone());
             Saying::SetSlot { slot, state }
         };
-        let asked: Vec<Saying> = slots.iter().map(own).collect();
-        for answer in self.confirmed(&job.target, &asked).await? {
-            job.target.done(answer)?;
+        for batch in closing::batches(slots, &job.target.id, job.tracks_open_slots) {
+            for answer in self.confirmed(&job.target, &batch).await? {
+                job.target.done(answer)?;
+            }
         }
+        let asked: Vec<Saying> = slots.iter().map(own).collect();
         for answer in self.confirmed(&job.source, &asked).await? {
             match answer {
                 // It gave its last slot away and follows the new owner already.

@@ -10,7 +10,7 @@ use super::server::Server;
 use super::table::{Ms, Table};
 use super::verbs::Refusal;
 use crate::domain::moving::talk::SlotState;
-use crate::domain::node::{Address, ClusterNodeId, Flavor, Version};
+use crate::domain::node::{Address, Capabilities, ClusterNodeId, Version};
 use crate::domain::slot::{SLOTS, SlotSet};
 
 impl Server {
@@ -153,7 +153,7 @@ impl Server {
 
     /// Whether its replicas know which slots are open, and both ends follow failovers.
     pub fn tracks_open_slots(&self) -> bool {
-        self.flavor == Flavor::Valkey && self.version.major >= 8
+        Capabilities::of(self.flavor, self.version).tracks_open_slots
     }
 
     /// Whether it refuses to give slots to replicas, and follows at once whom it gives its last one.
