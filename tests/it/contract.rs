@@ -94,6 +94,7 @@ contracts! {
     lone::which_process_is_meant,
     moving::slot_states,
     moving::moved,
+    moving::taken_together,
     moving::opened_the_wrong_way,
     moving::closed_too_early,
     moving::closed_at_the_source_first,

@@ -153,12 +153,6 @@ async fn it_finds_keys_that_do_not_replace_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_finds_slots_that_are_claimed_without_a_greater_epoch() {
-    finds(&moving_with(Mistake::NoBump, Way::LoseSource).await);
-    finds(&moving_with(Mistake::NoBump, Way::LoseTarget).await);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn it_finds_slots_that_are_not_opened_again_after_a_failover() {
     finds(&moving_with(Mistake::NoRearming, Way::LoseSource).await);
     finds(&moving_with(Mistake::NoRearming, Way::LoseTarget).await);

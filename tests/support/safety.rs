@@ -43,8 +43,6 @@ pub fn broken(record: &[Entry]) -> Vec<String> {
 #[derive(Default)]
 struct Known {
     places: BTreeMap<ClusterNodeId, Address>,
-    /// Who took a slot from whom, and was told not to; it may still be given the slot at once.
-    took: BTreeMap<Place, ClusterNodeId>,
     /// Who takes a slot from whom, and who gives it to whom.
     takes: BTreeMap<Place, ClusterNodeId>,
     gives: BTreeMap<Place, ClusterNodeId>,
@@ -85,17 +83,10 @@ impl Known {
                 ensure(takes, || format!("{target} does not take the slot yet"))
             }
             Saying::SetSlot { slot, state: SlotState::Node(owner) } if owner == to => {
-                let place = (to.clone(), *slot);
-                if self.owns(to, *slot) {
-                    return Ok(());
-                }
-                let source = self.takes.get(&place);
-                let source = source.ok_or("it does not take the slot, and gets no epoch for it")?;
-                let given = (source.clone(), *slot);
-                let gives = self.gives.get(&given) == Some(to);
-                ensure(gives, || format!("{source} does not give the slot: new keys may come"))?;
-                let empty = self.empty.contains(&given);
-                ensure(empty, || format!("{source} would drop the keys that it has left"))
+                self.may_get(to, *slot)
+            }
+            Saying::TakeSlots { slots, .. } => {
+                slots.iter().try_for_each(|slot| self.may_get(to, *slot))
             }
             Saying::SetSlot { slot, state: SlotState::Node(owner) } => {
                 ensure(self.owns(owner, *slot), || {
@@ -119,8 +110,26 @@ impl Known {
         }
     }
 
+    /// Whether a node may be told that a slot is its own.
+    fn may_get(&self, node: &ClusterNodeId, slot: u16) -> Result<(), String> {
+        let place = (node.clone(), slot);
+        if self.owns(node, slot) {
+            return Ok(());
+        }
+        let source = self.takes.get(&place);
+        let source = source.ok_or("it does not take the slot, and gets no epoch for it")?;
+        let given = (source.clone(), slot);
+        let gives = self.gives.get(&given) == Some(node);
+        ensure(gives, || format!("{source} does not give the slot: new keys may come"))?;
+        let empty = self.empty.contains(&given);
+        ensure(empty, || format!("{source} would drop the keys that it has left"))
+    }
+
     /// From now on it may have been done, whatever comes back.
     fn may_have_run(&mut self, to: &ClusterNodeId, saying: &Saying) {
+        if let Saying::TakeSlots { slots, .. } = saying {
+            self.may_own.extend(slots.iter().map(|slot| (to.clone(), *slot)));
+        }
         if let Saying::SetSlot { slot, state: SlotState::Node(owner) } = saying
             && owner == to
         {
@@ -131,6 +140,10 @@ impl Known {
     fn heard(&mut self, to: &ClusterNodeId, saying: &Saying, answer: &Answer) {
         match (saying, answer) {
             (Saying::SetSlot { slot, state }, Answer::Done) => self.turned(to, *slot, state),
+            (Saying::TakeSlots { slots, .. }, Answer::Done) => {
+                let own = SlotState::Node(to.clone());
+                slots.iter().for_each(|slot| self.turned(to, *slot, &own));
+            }
             (Saying::SetSlot { slot, .. }, Answer::Refused { message, .. })
                 if message.contains("already the owner") =>
             {
@@ -160,7 +173,7 @@ impl Known {
                 self.gives.insert(place, to.clone());
             }
             SlotState::Node(owner) if owner == node => {
-                let from = self.takes.remove(&place).or_else(|| self.took.remove(&place));
+                let from = self.takes.remove(&place);
                 self.got.extend(from.map(|from| (node.clone(), from)));
                 self.gains(place);
             }
@@ -170,8 +183,7 @@ impl Known {
                 self.parts_with(place);
             }
             SlotState::Stable => {
-                let from = self.takes.remove(&place);
-                self.took.extend(from.map(|from| (place.clone(), from)));
+                self.takes.remove(&place);
                 self.gives.remove(&place);
                 self.empty.remove(&place);
             }
@@ -187,7 +199,6 @@ impl Known {
             let open = OpenSlot { slot: *slot, giving, other: other.clone() };
             at != node || (sight.primary && sight.open.contains(&open))
         };
-        self.took.retain(|(at, _), _| at != node);
         self.takes.retain(|place, from| shown(place, from, false));
         self.gives.retain(|place, to| shown(place, to, true));
         let gives = &self.gives;

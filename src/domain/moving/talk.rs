@@ -45,6 +45,11 @@ pub enum Lane {
 pub enum Saying {
     /// `CLUSTER SETSLOT`.
     SetSlot { slot: u16, state: SlotState },
+    /// `MULTI` and `EXEC` with nothing between them: whether the login may do that.
+    TryTransaction,
+    /// All at once (`MULTI`): the node takes a greater epoch and these slots, which it imports, and has
+    /// the others told with the last of them.
+    TakeSlots { slots: Vec<u16>, itself: ClusterNodeId },
     /// `CLUSTER COUNTKEYSINSLOT`: a number.
     CountKeys { slot: u16 },
     /// `CLUSTER GETKEYSINSLOT`: keys.

@@ -15,7 +15,7 @@ use crate::domain::node::{Address, ClusterNodeId};
 use crate::domain::observation::{Observation, Role};
 use crate::domain::refusal::{FieldError, Refusal};
 use crate::domain::slot::SlotSet;
-use crate::domain::step::slots::MoveSlots;
+use crate::domain::step::slots::{MoveMethod, MoveSlots};
 use crate::domain::topology::Topology;
 use crate::engine::Engine;
 use crate::engine::look::{Logins, target};
@@ -25,6 +25,9 @@ use crate::fleet::{Talk, Target};
 /// begin; a key that is found to be big later waits for consent then.
 pub(super) const AT_LENGTH: Duration = Duration::from_secs(2);
 const BRIEFLY: Duration = Duration::from_millis(150);
+/// The same where servers move slots as a whole: no key is too big for that, and how much there is shows
+/// from fewer.
+const AT_A_GLANCE: Duration = Duration::from_millis(50);
 /// How long one batch of answers may take.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 
@@ -50,7 +53,12 @@ impl Engine {
         let slots = moves.iter().fold(SlotSet::empty(), |all, step| all.union(&step.slots));
         let logins = self.logins(&wanted.spec).await?;
         let latency = amendment.terms.moving.max_latency_ms;
-        let within = if options.thorough { AT_LENGTH } else { BRIEFLY };
+        let whole = moves.iter().all(|step| step.how != MoveMethod::Keys);
+        let within = match (options.thorough, whole) {
+            (true, _) => AT_LENGTH,
+            (false, true) => AT_A_GLANCE,
+            (false, false) => BRIEFLY,
+        };
         let figures = self.figures(&slots, Depth::Sizes, latency, &logins, seen, within).await;
         // Slots that are half-way have to be closed, whatever room there is.
         let overfull = if intent.is_emergency() { vec![] } else { figures.overfull(&moves, seen) };

@@ -5,8 +5,8 @@
 //! 1. the target takes each slot (`IMPORTING`), and only then the source gives it (`MIGRATING`): the
 //!    other way round clients would be sent to a node that sends them back;
 //! 2. keys go over until the source, which takes no new ones any more, lists none;
-//! 3. the slot becomes the target's on the target first (`NODE`): that gives it a greater epoch, by
-//!    which all others come to believe it; were keys left with the source, it would drop them then.
+//! 3. the slot becomes the target's on the target first (`NODE`), with a greater epoch, by which all
+//!    others come to believe it; were keys left with the source, it would drop them then.
 //!
 //! It can stop between any two batches. Slots may be open then; they are marked, and whoever goes on
 //! begins with them.
@@ -80,8 +80,8 @@ pub struct Job<'a> {
     /// Slots whose keys were looked at a moment ago.
     pub small: Arc<Small>,
     pub how: MoveMethod,
-    /// Whether the target knows by itself what becomes of open slots.
-    pub tracks_open_slots: bool,
+    /// Whether the target may take the slots of a chunk together.
+    pub together: bool,
     /// A stall of that many milliseconds needs nobody's consent.
     pub free_stall_ms: u64,
     /// How many bytes the target should take before it is looked at again.
@@ -152,8 +152,12 @@ pub async fn carry(job: &Job<'_>, reins: &Reins<'_>, tally: &Tally) -> Moved {
         return Moved { goes_on, fault: ended.err(), ..Moved::default() };
     }
     let pace = Mutex::new(Pace::new(job.max_latency_ms));
-    let mover = Mover { job, reins, tally, pace: &pace };
     let mut moved = Moved::default();
+    let together = match may_take_together(job).await {
+        Ok(together) => together,
+        Err(fault) => return Moved { fault: Some(fault), ..moved },
+    };
+    let mover = Mover { job, reins, tally, pace: &pace, together };
     let over = Notify::new();
     let moving = async {
         let ended = mover.run(&mut moved).await;
@@ -162,6 +166,15 @@ pub async fn carry(job: &Job<'_>, reins: &Reins<'_>, tally: &Tally) -> Moved {
     };
     let (ended, ()) = join(moving, probe(job, &pace, &over)).await;
     Moved { fault: ended.err(), ..moved }
+}
+
+async fn may_take_together(job: &Job<'_>) -> Result<bool, Fault> {
+    if !job.together {
+        return Ok(false);
+    }
+    let asked = [Saying::TryTransaction];
+    let answers = job.target.talk(job.fleet, Lane::Control, side::SHORT, &asked).await?;
+    Ok(answers == [Answer::Done])
 }
 
 /// Measures how long clients wait meanwhile.
@@ -188,6 +201,7 @@ struct Mover<'a> {
     reins: &'a Reins<'a>,
     tally: &'a Tally,
     pace: &'a Mutex<Pace>,
+    together: bool,
 }
 
 /// A key, and what it takes.
@@ -323,6 +337,8 @@ impl Mover<'_> {
             chunk.held.extend(held);
         }
         let moving = self.hand_out(&chunk.slots).await?;
+        // Those that the target had already go first: the others hear of it by the last one.
+        chunk.slots.sort_by_key(|slot| moving.contains(slot));
         chunk.queues.retain(|slot, queue| !queue.is_empty() && moving.contains(slot));
         let unlisted = moving.iter().filter(|slot| !chunk.queues.contains_key(slot));
         // These held none a moment ago, or are few.
@@ -417,10 +433,9 @@ impl Mover<'_> {
             let state = SlotState::Node(job.target.id.clone());
             Saying::SetSlot { slot, state }
         };
-        for batch in closing::batches(slots, &job.target.id, job.tracks_open_slots) {
-            for answer in self.confirmed(&job.target, &batch).await? {
-                job.target.done(answer)?;
-            }
+        let taken = closing::sayings(slots, &job.target.id, self.together);
+        for answer in self.confirmed(&job.target, &taken).await? {
+            job.target.done(answer)?;
         }
         let asked: Vec<Saying> = slots.iter().map(own).collect();
         for answer in self.confirmed(&job.source, &asked).await? {

@@ -13,7 +13,7 @@ use super::look::replication;
 use super::nodes;
 use super::value::{field, text};
 use crate::domain::moving::talk::{Answer, JobState, Key, Saying, SlotJob, SlotState, Standing};
-use crate::domain::node::{Address, Capabilities};
+use crate::domain::node::{Address, Capabilities, ClusterNodeId};
 use crate::domain::slot::SlotSet;
 use crate::fleet::{FleetError, Talk, Target};
 
@@ -30,12 +30,70 @@ pub(super) async fn converse(
         return Ok(Vec::new());
     }
     let mut batch = Pipeline::with_capacity(sayings.len());
+    let mut counts = Vec::with_capacity(sayings.len());
     for saying in sayings {
-        batch.add_command(command(saying, talk.target));
+        let before = batch.len();
+        match saying {
+            Saying::TakeSlots { slots, itself } => transaction(&mut batch, take(slots, itself)),
+            Saying::TryTransaction => transaction(&mut batch, []),
+            saying => {
+                batch.add_command(command(saying, talk.target));
+            }
+        }
+        counts.push(batch.len() - before);
     }
-    let replies = node.talk(talk, &batch, times).await?;
-    let answers = sayings.iter().zip(replies);
-    Ok(answers.map(|(saying, reply)| answer(saying, reply, talk.target)).collect())
+    let mut replies = node.talk(talk, &batch, times).await?.into_iter();
+    let answers = sayings.iter().zip(counts).map(|(saying, count)| match saying {
+        Saying::TakeSlots { .. } | Saying::TryTransaction => {
+            outcome(saying, replies.by_ref().take(count), talk.target)
+        }
+        saying => answer(saying, replies.next().unwrap_or(Value::Nil), talk.target),
+    });
+    Ok(answers.collect())
+}
+
+fn transaction(batch: &mut Pipeline, commands: impl IntoIterator<Item = String>) {
+    let (first, last) = (["MULTI".to_owned()], ["EXEC".to_owned()]);
+    for command in first.into_iter().chain(commands).chain(last) {
+        let mut words = Cmd::new();
+        for word in command.split(' ') {
+            words.arg(word);
+        }
+        batch.add_command(words);
+    }
+}
+
+/// A slot that is not imported at that moment is assigned without a word to the others; the last one has
+/// them told of all.
+fn take(slots: &[u16], itself: &ClusterNodeId) -> impl Iterator<Item = String> {
+    let last = slots.last();
+    let quietly = slots.iter().filter(move |slot| Some(*slot) != last);
+    let quietly = quietly.flat_map(move |slot| {
+        [format!("CLUSTER SETSLOT {slot} STABLE"), format!("CLUSTER SETSLOT {slot} NODE {itself}")]
+    });
+    let claims =
+        quietly.chain(last.map(move |slot| format!("CLUSTER SETSLOT {slot} NODE {itself}")));
+    ["CLUSTER BUMPEPOCH".to_owned()].into_iter().chain(claims)
+}
+
+/// Done when all of a transaction was.
+fn outcome(saying: &Saying, replies: impl Iterator<Item = Value>, target: &Target) -> Answer {
+    let mut last = None;
+    for reply in replies {
+        if let Value::ServerError(error) = &reply {
+            return refused(saying, error, target);
+        }
+        last = Some(reply);
+    }
+    let results = match last {
+        Some(Value::Array(results)) => results,
+        _ => return unexpected(),
+    };
+    let errors = results.iter().filter_map(|result| match result {
+        Value::ServerError(error) => Some(refused(saying, error, target)),
+        _ => None,
+    });
+    errors.into_iter().next().unwrap_or(Answer::Done)
 }
 
 fn command(saying: &Saying, target: &Target) -> Cmd {
@@ -50,6 +108,8 @@ fn command(saying: &Saying, target: &Target) -> Cmd {
                 SlotState::Stable => words.arg("STABLE"),
             }
         }
+        // Several commands, see `transaction`.
+        Saying::TakeSlots { .. } | Saying::TryTransaction => words.arg("EXEC"),
         Saying::CountKeys { slot } => words.arg("CLUSTER").arg("COUNTKEYSINSLOT").arg(slot),
         Saying::ListKeys { slot, at_most } => {
             words.arg("CLUSTER").arg("GETKEYSINSLOT").arg(slot).arg(at_most)
@@ -117,6 +177,8 @@ fn answer(saying: &Saying, reply: Value, target: &Target) -> Answer {
     }
     let read = match saying {
         Saying::SetSlot { .. }
+        | Saying::TakeSlots { .. }
+        | Saying::TryTransaction
         | Saying::RestoreFunctions(_)
         | Saying::DeleteLibrary(_)
         | Saying::MigrateSlots { .. }
@@ -140,10 +202,14 @@ fn answer(saying: &Saying, reply: Value, target: &Target) -> Answer {
         Saying::ImportSlots { .. } => text(&reply).map(|_| Answer::Done),
         Saying::Imports => imports(&reply, target),
     };
-    read.unwrap_or_else(|| Answer::Refused {
+    read.unwrap_or_else(unexpected)
+}
+
+fn unexpected() -> Answer {
+    Answer::Refused {
         code: UNEXPECTED.to_owned(),
         message: "the answer is none that this command has".to_owned(),
-    })
+    }
 }
 
 fn refused(saying: &Saying, error: &ServerError, target: &Target) -> Answer {

@@ -69,6 +69,7 @@ impl Sent {
             Self::Verb(_)
             | Self::Saying(
                 Saying::SetSlot { .. }
+                | Saying::TakeSlots { .. }
                 | Saying::Migrate { .. }
                 | Saying::RestoreFunctions(_)
                 | Saying::DeleteLibrary(_)
@@ -84,6 +85,7 @@ impl Sent {
                 | Saying::Size { .. }
                 | Saying::TypeOf { .. }
                 | Saying::Ping
+                | Saying::TryTransaction
                 | Saying::CountListeners { .. }
                 | Saying::DumpFunctions
                 | Saying::SlotJobs

@@ -139,6 +139,12 @@ impl World {
                     None => Ok(Answer::Done),
                 })
             }
+            Sent::Saying(Saying::TakeSlots { slots, itself }) => {
+                self.job_bars(node).and_then(|()| match self.servers.get_mut(node) {
+                    Some(server) => server.take_together(slots, itself, now).map(|()| Answer::Done),
+                    None => Ok(Answer::Done),
+                })
+            }
             Sent::Saying(Saying::Migrate { to, keys, within_ms }) => {
                 self.migrate(node, to, keys, *within_ms)
             }
@@ -173,7 +179,7 @@ impl World {
             Sent::Saying(Saying::TypeOf { key }) => {
                 server.tell_of(key, |_| Answer::Text("string".to_owned()))
             }
-            Sent::Saying(Saying::Ping) => Ok(Answer::Done),
+            Sent::Saying(Saying::Ping | Saying::TryTransaction) => Ok(Answer::Done),
             Sent::Saying(Saying::CountListeners { .. }) => Ok(Answer::Number(0)),
             Sent::Saying(Saying::Command(verb)) => {
                 server.execute(verb, target, now).map(|()| Answer::Done)

@@ -37,6 +37,24 @@ impl Server {
         Ok(())
     }
 
+    /// In one transaction, which goes on after an error.
+    pub fn take_together(
+        &mut self,
+        slots: &[u16],
+        itself: &ClusterNodeId,
+        now: Ms,
+    ) -> Result<(), Refusal> {
+        self.table.bump_epoch();
+        let (own, mut said) = (SlotState::Node(itself.clone()), Ok(()));
+        for (n, &slot) in slots.iter().enumerate() {
+            if n + 1 < slots.len() {
+                said = said.and(self.set_slot(slot, &SlotState::Stable, now));
+            }
+            said = said.and(self.set_slot(slot, &own, now));
+        }
+        said
+    }
+
     fn may_set_slot(&self, slot: u16, state: &SlotState) -> Result<(), Refusal> {
         if !self.clustered {
             return Err(Refusal::err("This instance has cluster support disabled"));

@@ -227,6 +227,37 @@ pub async fn moved(world: World) {
     assert_eq!(bench.view(1).await.my_epoch, view.my_epoch);
 }
 
+/// Several slots become the target's in one go: all of them and with a greater epoch than the source's,
+/// and the others hear of it at once.
+pub async fn taken_together(world: World) {
+    let (bench, ids) = cluster(world, &[0]).await;
+    let slots = vec![SLOT, 7, 8, 9];
+    for &slot in &slots {
+        bench.say(1, turn(slot, SlotState::Importing(ids[0].clone()))).await;
+        bench.say(0, turn(slot, SlotState::Migrating(ids[1].clone()))).await;
+    }
+    let before = bench.view(1).await;
+    bench.say(1, Saying::TakeSlots { slots: slots.clone(), itself: ids[1].clone() }).await;
+    let view = bench.view(1).await;
+    assert_eq!((view.my_epoch, view.current_epoch), (before.current_epoch + 1, view.my_epoch));
+    assert!(view.open.is_empty(), "{:?}", view.open);
+    assert!(slots.iter().all(|slot| view.my_slots().contains(*slot)));
+    for &slot in &slots {
+        bench.say(0, turn(slot, SlotState::Node(ids[1].clone()))).await;
+    }
+    for node in 0..4 {
+        let sees = |v: &ClusterView| {
+            let theirs = &v.peers[&ids[1]].slots;
+            slots.iter().all(|slot| theirs.contains(*slot)) && v.open.is_empty()
+        };
+        bench.until_view(node, "sees whose they are", sees).await;
+    }
+    // A replica takes none.
+    let refused = Saying::TakeSlots { slots: vec![10, 11], itself: ids[1].clone() };
+    let refused = bench.refused(3, refused).await;
+    assert!(refused.contains("SETSLOT only with masters"), "{refused}");
+}
+
 /// What is sent on before the other end is open leads nowhere; the way back is open only when the
 /// owner has closed the slot.
 pub async fn opened_the_wrong_way(world: World) {

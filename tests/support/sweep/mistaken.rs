@@ -31,8 +31,6 @@ pub enum Mistake {
     NoReplace,
     /// A slot that was opened once is taken for open, whoever leads the shards at its ends.
     NoRearming,
-    /// The target gets slots without a greater epoch.
-    NoBump,
 }
 
 pub struct Mistaken {
@@ -84,9 +82,6 @@ impl Mistaken {
                     return (Saying::Ping, Some(Answer::Done));
                 }
                 (saying.clone(), None)
-            }
-            (Mistake::NoBump, Saying::Command(Verb::BumpEpoch)) => {
-                (Saying::Ping, Some(Answer::Done))
             }
             _ => (saying.clone(), None),
         }

@@ -261,6 +261,7 @@ impl Sweep {
 fn kind(call: &CallRecord) -> String {
     match &call.sent {
         Sent::Saying(Saying::SetSlot { state, .. }) => format!("{} {state:?}", call.node),
+        Sent::Saying(Saying::TakeSlots { .. }) => format!("{} takes slots", call.node),
         sent => format!("{} {sent:?}", call.node),
     }
 }
