@@ -499,6 +499,19 @@ async fn an_advised_cluster_is_made_as_it_is() {
     assert_eq!(refused.code(), Some("invalid_body"));
     assert!(refused.to_string().contains("the data in GiB"), "{refused}");
 
+    // A misspelt zone would be survived by everybody.
+    for (fail, pointer, says) in [
+        (json!({ "zones": ["a", "zz"] }), "/fail/zones/1", "no zone `zz`; it has a, b, c"),
+        (json!({ "hosts": ["nope"] }), "/fail/hosts/0", "no host `nope`"),
+        (json!({ "nodes": ["127.0.0.1:9"] }), "/fail/nodes/0", "no node `127.0.0.1:9`"),
+        (json!({}), "/fail", "name what fails"),
+    ] {
+        let body = json!({ "fail": fail });
+        let refused = world.client.post("/v1/topologies/orders/what-if", &body).await.unwrap_err();
+        assert_eq!(refused.code(), Some("invalid_body"), "{refused}");
+        let said = format!("{refused:?}");
+        assert!(said.contains(pointer) && said.contains(says), "{said}");
+    }
     // What would happen if a zone went: as it stands, and whoever is primary.
     let zone = json!({ "fail": { "zones": ["a"] } });
     let path = "/v1/topologies/orders/what-if";

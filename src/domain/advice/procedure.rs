@@ -10,10 +10,13 @@ use super::request::Needs;
 use super::timing::{self, Bounds};
 use crate::domain::node::Address;
 use crate::domain::spec::Mode;
+use crate::domain::topology::Topology;
 
 /// What happens by itself, and what people do.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct FailoverProcedure {
+    /// What each shell needs once, before any of the commands.
+    pub preparation: Vec<Task>,
     pub automatic: Automatic,
     pub manual: Vec<Task>,
     pub verification: Vec<Task>,
@@ -62,6 +65,7 @@ pub struct ApiCall {
 pub(super) fn procedure(needs: &Needs, plan: &Plan) -> FailoverProcedure {
     let guide = Guide::of(needs, plan);
     FailoverProcedure {
+        preparation: guide.preparation(),
         automatic: guide.automatic(),
         manual: guide.manual(),
         verification: guide.verification(),
@@ -72,6 +76,7 @@ pub(super) fn procedure(needs: &Needs, plan: &Plan) -> FailoverProcedure {
 
 struct Guide<'a> {
     needs: &'a Needs,
+    topology: &'a Topology,
     mode: Mode,
     primary: Option<&'a Address>,
     replica: Option<&'a Address>,
@@ -87,6 +92,7 @@ impl<'a> Guide<'a> {
         let places = plan.topology.places();
         Self {
             needs,
+            topology: &plan.topology,
             mode: plan.topology.spec.mode(),
             primary,
             replica,
@@ -184,6 +190,29 @@ impl<'a> Guide<'a> {
                 unavailable: None,
             },
         }
+    }
+
+    fn preparation(&self) -> Vec<Task> {
+        let Some(name) = &self.needs.credentials.admin else { return vec![] };
+        vec![Task {
+            text: format!(
+                "The commands below read the password of the credential {name} from REDISCLI_AUTH; where it has a user name, add --user NAME to each"
+            ),
+            api: None,
+            command: Some("read -rs REDISCLI_AUTH && export REDISCLI_AUTH".to_owned()),
+        }]
+    }
+
+    /// Has every process of a zone stop, or start.
+    fn zone_units(&self, zone: &str, verb: &str) -> String {
+        let sentinels: Vec<&Address> = self.topology.layout.sentinels().iter().collect();
+        let places = self.topology.places();
+        let there = places.iter().filter(|(_, place)| place.zone == zone);
+        let commands = there.map(|(node, _)| {
+            let unit = if sentinels.contains(node) { "redis-sentinel" } else { "redis" };
+            format!("ssh {} systemctl {verb} {unit}@{}", node.host(), node.port())
+        });
+        commands.collect::<Vec<_>>().join(" & ")
     }
 
     fn manual(&self) -> Vec<Task> {
@@ -316,10 +345,10 @@ impl<'a> Guide<'a> {
         if let Some(zone) = self.zone {
             tasks.push(Task {
                 text: format!(
-                    "Stop every node of zone {zone} at once; start them again afterwards"
+                    "Stop everything in zone {zone} at once, what-if tells what comes of it; start it again afterwards (the same with start)"
                 ),
                 api: self.post("/what-if", json!({ "fail": { "zones": [zone] } })),
-                command: None,
+                command: Some(self.zone_units(zone, "stop")),
             });
         }
         tasks

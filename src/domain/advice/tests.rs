@@ -613,6 +613,11 @@ fn the_procedure_names_real_nodes_and_computed_times() {
     let body = procedure.manual[0].api.clone().unwrap().body.unwrap();
     assert_eq!(body["intent"]["to"], json!(replica));
     assert!(procedure.going_back[0].text.starts_with("Wait 9.0 s"), "{:?}", procedure.going_back);
+    let login = procedure.preparation[0].command.clone().unwrap();
+    assert!(login.contains("export REDISCLI_AUTH"), "{login}");
+    let zone = procedure.rehearsal.last().unwrap().command.clone().unwrap();
+    let primary = &advice.layout[0].members[0].address;
+    assert!(zone.contains(&format!("ssh {} systemctl stop redis@6379", primary.host())), "{zone}");
 
     // One that is dead for a second only is not missed.
     let killed = &procedure.rehearsal[2].text;

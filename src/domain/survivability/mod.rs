@@ -10,6 +10,7 @@
 //! promotes by itself.
 
 mod imagined;
+mod strangers;
 #[cfg(test)]
 mod tests;
 mod trial;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use self::imagined::{Promoted, Survivor, WhatIfOutcome, imagine};
+pub use self::strangers::strangers;
 use self::trial::Trial;
 use super::id::ShardId;
 use super::node::Address;

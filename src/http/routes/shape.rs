@@ -10,6 +10,7 @@ use super::topologies::{LayoutView, find, last_seen};
 use crate::domain::id::{PlanId, ShardId};
 use crate::domain::node::Address;
 use crate::domain::observation::{Mark, Observation, OpenSlot};
+use crate::domain::refusal::Refusal;
 use crate::domain::slot::SlotSet;
 use crate::domain::spec::{Mode, Spec};
 use crate::domain::survivability::{self, Lost, Survivability, WhatIfOutcome, scene};
@@ -356,6 +357,10 @@ pub async fn what_if(
     Body(body): Body<WhatIf>,
 ) -> Result<Json<WhatIfOutcome>, ApiError> {
     let stored = find(&app, &caller, &name).await?;
+    let strangers = survivability::strangers(&stored.wanted, &body.fail);
+    if !strangers.is_empty() {
+        return Err(Refusal::Invalid(strangers).into());
+    }
     let seen = body.basis.of(last_seen(&app, stored.wanted.id).await?);
     Ok(Json(survivability::imagine(&scene(&stored.wanted, &seen), &seen, &body.fail)))
 }
