@@ -434,7 +434,13 @@ impl Mover<'_> {
             Saying::SetSlot { slot, state }
         };
         let taken = closing::sayings(slots, &job.target.id, self.together);
-        for answer in self.confirmed(&job.target, &taken).await? {
+        let mut answers = self.confirmed(&job.target, &taken).await?;
+        // A node without memory queues no command, and nothing of the transaction is done.
+        if answers.iter().any(|a| matches!(a, Answer::Refused { code, .. } if code == "OOM")) {
+            let each = closing::sayings(slots, &job.target.id, false);
+            answers = self.confirmed(&job.target, &each).await?;
+        }
+        for answer in answers {
             job.target.done(answer)?;
         }
         let asked: Vec<Saying> = slots.iter().map(own).collect();
