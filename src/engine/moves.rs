@@ -11,9 +11,8 @@ use super::lease::Lease;
 use super::look::{Logins, target};
 use super::mover::{self, Job, Moved, Reins, Side, Tally};
 use crate::domain::node::{Address, ClusterNodeId};
-use crate::domain::observation::{Observation, Report, Role};
+use crate::domain::observation::{Observation, Role};
 use crate::domain::plan::{Plan, Progress};
-use crate::domain::slot::SlotSet;
 use crate::domain::step::Action;
 use crate::domain::step::pressure::room;
 use crate::domain::step::slots::{End, MoveSlots};
@@ -126,18 +125,10 @@ fn job<'a>(turn: &'a Turn<'a>, step: &'a MoveSlots) -> Job<'a> {
         big: &step.big,
         small: turn.engine.surveyed.of(&step.from.id),
         how: step.how,
-        together: takes_together(&step.to, &held, &step.slots, seen),
+        together: step.together(seen),
         free_stall_ms: turn.engine.policy.free_pause_ms,
         room: seen.report(address).and_then(|r| room(&r.memory)),
     }
-}
-
-/// Whether a target takes the slots of a chunk in one go, see [`crate::domain::moving::closing`].
-fn takes_together(to: &End, held: &SlotSet, moving: &SlotSet, seen: &Observation) -> bool {
-    let tracks = |r: &Report| r.capabilities().tracks_open_slots;
-    let all_to_a_new_one = held.difference(moving).is_empty()
-        && seen.view(&to.address).is_none_or(|v| v.my_slots().is_empty());
-    seen.report(&to.address).is_some_and(|r| !tracks(r)) && !all_to_a_new_one
 }
 
 impl Course {

@@ -52,6 +52,16 @@ pub enum MoveMethod {
 }
 
 impl MoveSlots {
+    /// Whether the target may take the slots of a chunk in one go, see [`crate::domain::moving::closing`].
+    #[must_use]
+    pub fn together(&self, seen: &Observation) -> bool {
+        let slots = |end| self.view_of(end, seen).map(ClusterView::my_slots).unwrap_or_default();
+        let gives_all = slots(&self.from).difference(&self.slots).is_empty();
+        let all_to_a_new_one = gives_all && slots(&self.to).is_empty();
+        let report = seen.report(&self.to.address);
+        report.is_some_and(|r| !r.capabilities().tracks_open_slots) && !all_to_a_new_one
+    }
+
     /// Those of its slots that are not yet done: `from` still has them, or either end shows them
     /// as half-way.
     #[must_use]
