@@ -12,7 +12,7 @@ const KEY_US: f64 = 6.0;
 const KIB_US: f64 = 30.0;
 /// The part of the allowed latency that a batch aims at: the target serves the same batch, and a client
 /// that is sent on there may wait at both, and meet the end of one batch and the whole of the next.
-const AIM: f64 = 0.2;
+const AIM: f64 = 0.25;
 /// A batch is never cut below this part of the aim: what is slow then is not the batch.
 const LEAST: f64 = 0.05;
 /// The weight of the newest measurement.

@@ -210,12 +210,12 @@ impl Mover<'_> {
     }
 }
 
-/// How many keys of a slot join a batch that has room for so many: all of them, if that is not much more,
+/// How many keys of a slot join a batch that has room for so many: all of them, if that is not far more,
 /// since what is left of a slot costs a command of its own. A slot that does not fit waits, unless it
 /// would be the first.
 fn whole(queue: &VecDeque<Item>, room: usize, is_first: bool) -> Option<usize> {
     let usual = queue.iter().filter(|item| item.stall_ms.is_none()).count();
-    if usual <= room + room / 2 {
+    if usual <= room.saturating_mul(2) {
         return Some(usual);
     }
     is_first.then_some(room)
