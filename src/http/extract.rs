@@ -123,8 +123,25 @@ pub fn read<T: DeserializeOwned>(value: Value, prefix: &str) -> Result<T, FieldE
             Some(name) if !path.ends_with(&format!("/{name}")) => format!("{prefix}{path}/{name}"),
             Some(_) | None => format!("{prefix}{path}"),
         };
-        FieldError { pointer, detail }
+        FieldError { pointer, detail: plain(detail) }
     })
+}
+
+/// Serde's words for what it expected, without the names that types have in this program.
+fn plain(detail: String) -> String {
+    const WHOLE: [&str; 8] = ["i64", "u64", "i32", "u32", "i16", "u16", "usize", "u8"];
+    let Some((found, expected)) = detail.rsplit_once(", expected ") else { return detail };
+    let (expected, place) = expected.split_once(" at ").unwrap_or((expected, ""));
+    let words = match expected {
+        "f64" | "f32" => "a number",
+        number if WHOLE.contains(&number) => "a whole number, and not one that is too large",
+        thing if thing.starts_with("struct ") || thing == "a map" => "an object",
+        "a sequence" => "a list",
+        "a boolean" => "true or false",
+        _ => return detail,
+    };
+    let place = if place.is_empty() { String::new() } else { format!(" at {place}") };
+    format!("{found}, expected {words}{place}")
 }
 
 /// Reads a spec. Its `mode` is read first, so that faults below it keep their pointers.
@@ -243,6 +260,21 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn faults_are_told_in_plain_words() {
+        let told = |value| read_spec(value, "/spec").unwrap_err().detail;
+        let spec = |shards, nodes| json!({ "mode": "cluster", "shards": shards, "nodes": nodes });
+        assert_eq!(
+            told(spec(json!("3"), json!([]))),
+            "invalid type: string \"3\", expected a whole number, and not one that is too large"
+        );
+        assert_eq!(told(spec(json!(3), json!(7))), "invalid type: integer `7`, expected a list");
+        assert_eq!(
+            told(json!({ "mode": "cluster", "shards": 3, "nodes": [], "placement": 1 })),
+            "invalid type: integer `1`, expected an object"
+        );
+    }
 
     #[test]
     fn faults_name_their_field() {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::choice::{Choice, beyond_one, choose};
+use super::choice::{Choice, beyond_one_primary, choose};
 use super::request::Needs;
 use crate::domain::spec::Mode;
 
@@ -23,7 +23,7 @@ pub struct Alternative {
 
 /// Everything else that could be had with as many servers as it takes.
 pub(super) fn alternatives(needs: &Needs, chosen: &Choice) -> Vec<Alternative> {
-    let one_would_do = beyond_one(needs).is_empty() && !needs.scales_writes();
+    let one_would_do = beyond_one_primary(needs).is_empty() && !needs.scales_writes();
     let other = |mode: Mode, gains: &str, gives_up: &str| {
         let asked = Needs {
             mode: Some(mode),
@@ -33,12 +33,21 @@ pub(super) fn alternatives(needs: &Needs, chosen: &Choice) -> Vec<Alternative> {
             ..needs.clone()
         };
         let other = choose(&asked).ok().filter(|_| mode != chosen.mode)?;
-        let ask = match mode {
-            Mode::Replication => "ha_mode: replication",
-            Mode::Sentinel => "ha_mode: sentinel",
-            Mode::Cluster => "ha_mode: cluster",
+        if other.notices.0.iter().any(|notice| notice.code == "too_many_readers") {
+            return None;
+        }
+        let mode = match mode {
+            Mode::Replication => "replication",
+            Mode::Sentinel => "sentinel",
+            Mode::Cluster => "cluster",
         };
-        Some(alternative(&other, other.replicas, gains, gives_up, ask))
+        // Sentinels share the servers of data nodes.
+        let servers = (other.shards * (other.replicas + 1)).max(other.sentinels);
+        let ask = match needs.servers {
+            Some(there) if there < servers => format!("ha_mode: {mode}, node_count: {servers}"),
+            Some(_) | None => format!("ha_mode: {mode}"),
+        };
+        Some(alternative(&other, other.replicas, gains, gives_up, &ask))
     };
     let replication = || {
         other(

@@ -39,8 +39,13 @@ pub(super) fn choose(needs: &Needs) -> Result<Choice, Refusal> {
 }
 
 /// Why one node is not enough for all of it, if it is not.
-pub(super) fn beyond_one(needs: &Needs) -> Vec<String> {
+fn beyond_one(needs: &Needs) -> Vec<String> {
     beyond(needs, needs.ops)
+}
+
+/// Why one primary is not enough, if it is not: reads that replicas serve are not the primary's.
+pub(super) fn beyond_one_primary(needs: &Needs) -> Vec<String> {
+    beyond(needs, if needs.scales_reads() { needs.writes() } else { needs.ops })
 }
 
 /// Why one primary is not enough, where it has so many operations a second.
@@ -89,7 +94,14 @@ fn mode(needs: &Needs) -> (Mode, Vec<String>, Notices) {
     };
     let fitting = if !too_much.is_empty() {
         rationale.extend(too_much);
-        rationale.push("so the data is spread over shards: Redis Cluster".to_owned());
+        rationale.push(if beyond_one_primary(needs).is_empty() {
+            format!(
+                "the {} writes a second among them fit one primary, so Sentinel with replicas that serve the reads is an alternative; Redis Cluster is what leaves room to grow",
+                tidy(needs.writes())
+            )
+        } else {
+            "so the data is spread over shards: Redis Cluster".to_owned()
+        });
         Mode::Cluster
     } else if needs.scales_writes() {
         rationale
@@ -130,8 +142,7 @@ fn mode(needs: &Needs) -> (Mode, Vec<String>, Notices) {
         );
     }
     if wanted != Mode::Cluster {
-        // Reads that replicas serve are not the primary's.
-        let too_much = beyond(needs, if needs.scales_reads() { needs.writes() } else { needs.ops });
+        let too_much = beyond_one_primary(needs);
         if !too_much.is_empty() {
             notices.add(
                 "beyond_one_primary",
@@ -223,10 +234,28 @@ impl Choice {
             self.notices.add(
                 "few_replicas",
                 Severity::Info,
-                format!("the servers leave room for {} of {replicas} replicas: while one is away, there is {}", self.replicas, if self.replicas < 2 { "none" } else { "less redundancy" }),
+                format!(
+                    "the servers leave room for {} of {replicas} replicas: while one is away, there is {}{}",
+                    self.replicas,
+                    if self.replicas < 2 { "none" } else { "less redundancy" },
+                    self.more_replicas(needs, replicas)
+                ),
             );
         }
         Ok(())
+    }
+
+    /// How to have more replicas where Sentinels have servers of their own.
+    fn more_replicas(&self, needs: &Needs, wanted: usize) -> String {
+        let beside = needs.servers.unwrap_or(0).min(self.sentinels + 1).min(wanted + 1);
+        if !self.apart || beside <= self.replicas + 1 {
+            return String::new();
+        }
+        format!(
+            "; {} servers have room for all, and with node_count {beside} the Sentinels run beside the data nodes, of which {} are replicas then",
+            wanted + 1 + self.sentinels,
+            beside - 1
+        )
     }
 
     /// Sentinels beside the data nodes where there are few servers, else on their own.
@@ -283,9 +312,6 @@ impl Choice {
         let by_data = shards_by_data(needs)?;
         let (by_load, readers) = shards_by_load(needs);
         let wanted = LEAST_SHARDS.max(by_data).max(by_load);
-        self.rationale.push(format!(
-            "{wanted} shards: {by_data} for the data, {by_load} for the load, {LEAST_SHARDS} at least for a majority"
-        ));
         let least_replicas = readers.max(1);
         match needs.servers {
             None => {
@@ -317,6 +343,15 @@ impl Choice {
                 self.replicas = least_replicas.max(2).min(room);
             }
         }
+        let load = if needs.scales_reads() { "load, replicas serving reads" } else { "load" };
+        let room = if self.shards < wanted {
+            format!("; the servers leave room for {}", self.shards)
+        } else {
+            String::new()
+        };
+        self.rationale.push(format!(
+            "{wanted} shards: {by_data} for the data, {by_load} for the {load}, {LEAST_SHARDS} at least for a majority{room}"
+        ));
         if self.shards < wanted {
             self.too_few_for(needs, wanted)?;
         }

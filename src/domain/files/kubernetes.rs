@@ -369,6 +369,8 @@ me=\"$POD_NAME.$SERVICE\"
         let secure =
             json!({ "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } });
         let memory = format!("{memory_mb}Mi");
+        // A Sentinel only pings and listens.
+        let cpu = if part == "data" { "1" } else { "100m" };
         json!({
             "apiVersion": "apps/v1",
             "kind": "StatefulSet",
@@ -414,7 +416,7 @@ me=\"$POD_NAME.$SERVICE\"
                             "env": env,
                             "ports": [{ "name": part, "containerPort": port }],
                             "resources": {
-                                "requests": { "cpu": "1", "memory": memory },
+                                "requests": { "cpu": cpu, "memory": memory },
                                 "limits": { "memory": memory },
                             },
                             // Loading a large file takes time.
