@@ -407,7 +407,7 @@ impl Track {
             open.started = true;
             open.planned |= named;
             let cause = if open.planned { Cause::Planned } else { Cause::Election };
-            told.push(started(open, shard, old, cause, look));
+            told.push(started(open, shard, old, cause, look, look.now));
         }
         let reason = if self.gone.is_none() {
             match open.planned {
@@ -473,11 +473,14 @@ impl Track {
             }
             open
         });
+        let served = self.served.get(new).copied();
+        let completed_at = served.unwrap_or(look.now);
         if !open.started {
             open.started = true;
-            told.push(started(&open, shard, old, cause, look));
+            // Nobody saw it begin; it did before it was over.
+            let began = self.gone.map_or(completed_at, |gone| gone.by.min(completed_at));
+            told.push(started(&open, shard, old, cause, look, began));
         }
-        let served = self.served.get(new).copied();
         told.push(Told::Completed(FailoverCompleted {
             failover: open.id,
             shard: shard.id,
@@ -487,7 +490,7 @@ impl Track {
             plan: look.plan.filter(|_| cause == Cause::Planned),
             detected_at: open.detected_at,
             detected_by: open.detected_by,
-            completed_at: served.unwrap_or(look.now),
+            completed_at,
             unavailable_ms: served.filter(|_| serving).and_then(|at| self.bounds(new, at)),
             possibly_lost: self.loss(new).filter(|_| cause == Cause::Election),
         }));
@@ -523,7 +526,14 @@ impl Track {
     }
 }
 
-fn started(open: &Open, shard: &Shard, old: &Address, cause: Cause, look: &Look<'_>) -> Told {
+fn started(
+    open: &Open,
+    shard: &Shard,
+    old: &Address,
+    cause: Cause,
+    look: &Look<'_>,
+    started_at: Timestamp,
+) -> Told {
     Told::Started(FailoverStarted {
         failover: open.id,
         shard: shard.id,
@@ -532,7 +542,7 @@ fn started(open: &Open, shard: &Shard, old: &Address, cause: Cause, look: &Look<
         plan: look.plan.filter(|_| cause == Cause::Planned),
         detected_at: open.detected_at,
         detected_by: open.detected_by,
-        started_at: look.now,
+        started_at,
     })
 }
 

@@ -13,6 +13,7 @@ use crate::domain::fault::Fault;
 use crate::domain::node::Address;
 use crate::domain::observation::{Observation, Sighting, Silence};
 use crate::domain::spec::{CredentialNames, Spec};
+use crate::domain::step::reset::LEAST_REPLICAS;
 use crate::fleet::{Ask, Fence, FleetError, Target};
 use crate::store::StoreError;
 
@@ -218,6 +219,7 @@ pub(super) fn ask(spec: Option<&Spec>, libraries: bool) -> Ask {
     settings.insert("repl-diskless-sync-delay".to_owned());
     settings.insert("cluster-allow-replica-migration".to_owned());
     settings.insert("replica-priority".to_owned());
+    settings.insert(LEAST_REPLICAS.to_owned());
     let master = match spec {
         Some(Spec::Sentinel(spec)) => Some(spec.master_name.clone()),
         Some(Spec::Cluster(_) | Spec::Replication(_)) | None => None,

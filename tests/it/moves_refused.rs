@@ -142,7 +142,10 @@ async fn previews_tell_all_and_touch_nothing() {
     );
     let step =
         told["steps"].as_array().unwrap().iter().find(|s| s["kind"] == "move_slots").unwrap();
-    assert!(step["commands"].to_string().contains("SETSLOT {0..99} IMPORTING"), "{step:#}");
+    let commands = step["commands"].to_string();
+    for shown in ["SETSLOT {0..99} IMPORTING", "BUMPEPOCH", "SETSLOT {0..99} NODE"] {
+        assert!(commands.contains(shown), "{shown}: {step:#}");
+    }
 
     let add = json!({ "kind": "add_shard", "nodes": world.node_specs()[4..6] });
     let told = preview(&world, &add).await.unwrap();

@@ -223,6 +223,35 @@ async fn members_come_and_go_under_writes() {
     phase(&world, "steady").await;
 }
 
+/// A primary that wants replicas takes no `FLUSHALL` without them.
+#[tokio::test]
+async fn nodes_that_guard_their_writes_are_emptied_too() {
+    let mut world = World::new().await;
+    let config = [("repl-diskless-sync-delay", "0"), ("min-replicas-to-write", "1")];
+    world.add_lone_nodes(3, &config).await;
+    world.create(&world.replication("orders", 0..3)).await;
+    let (primary, replicas) = shards(&world).await[0].clone();
+    leader(&world, &[0, 1, 2]).await;
+    assert_eq!(world.ask(primary, &["SET", "a", "1"]), "OK");
+    let gone = replicas[0];
+    let remove =
+        json!({ "intent": { "kind": "remove_replica", "node": world.nodes[gone].address() } });
+    let submitted = world.client.submit(PLANS, &remove, Some(50)).await.unwrap();
+    assert_eq!(submitted["state"], "succeeded", "{submitted:#}");
+    assert_eq!(world.ask(gone, &["DBSIZE"]), "0");
+    let left = [primary, replicas[1]];
+    let flushes: Vec<String> =
+        left.iter().map(|n| format!("flush:{}", world.nodes[*n].address())).collect();
+    let dissolve = json!({ "intent": { "kind": "dissolve" }, "plan": { "accept": flushes } });
+    let submitted = world.client.submit(PLANS, &dissolve, Some(50)).await.unwrap();
+    assert_eq!(submitted["state"], "succeeded", "{submitted:#}");
+    for node in 0..3 {
+        assert_eq!(world.ask(node, &["DBSIZE"]), "0");
+        let guard = world.ask(node, &["CONFIG", "GET", "min-replicas-to-write"]);
+        assert!(guard.ends_with('1'), "{guard}");
+    }
+}
+
 #[tokio::test]
 async fn a_spec_is_put() {
     let mut world = World::new().await;

@@ -27,8 +27,8 @@ pub async fn shards(world: &World) -> Vec<(usize, Vec<usize>)> {
 
 pub async fn phase(world: &World, wanted: &str) {
     until("the phase", Duration::from_secs(40), async || {
-        let phase = world.client.get(TOPOLOGY).await.unwrap()["status"]["phase"].clone();
-        if phase == wanted { Ok(()) } else { Err(phase.to_string()) }
+        let status = world.client.get(TOPOLOGY).await.unwrap()["status"].clone();
+        if status["phase"] == wanted { Ok(()) } else { Err(status.to_string()) }
     })
     .await;
 }

@@ -322,7 +322,7 @@ impl Choice {
                 return refuse(
                     "/node_count",
                     format!(
-                        "a cluster has at least {LEAST_SHARDS} primaries, and 6 nodes with a replica each, and there are {servers}: add servers, or ask for less than one primary cannot hold"
+                        "a cluster has at least {LEAST_SHARDS} primaries, and 6 nodes with a replica each, and there are {servers}: add servers, or take ha_mode sentinel (3 servers) or replication (2), where one primary holds all"
                     ),
                 );
             }

@@ -236,17 +236,20 @@ fn on_given(needs: &Needs, choice: &mut Choice, nodes: &[NodeSpec]) -> Vec<NodeS
             ),
         );
     }
-    let taken: BTreeSet<&Address> = nodes.iter().map(|n| &n.address).collect();
-    let beside = |node: &&NodeSpec| {
+    // Machines may share an address, as containers of one host do.
+    let mut taken: BTreeSet<Address> = nodes.iter().map(|n| n.address.clone()).collect();
+    let beside = |node: &NodeSpec| {
         let ports = (SENTINEL_PORT..SENTINEL_PORT + 1000).filter_map(|port| {
             let host = node.address.to_string();
             let host = host.rsplit_once(':')?.0;
             format!("{host}:{port}").parse::<Address>().ok()
         });
         let address = ports.into_iter().find(|a| !taken.contains(a))?;
+        taken.insert(address.clone());
         Some(NodeSpec { address, zone: node.zone.clone(), host: node.host.clone() })
     };
-    let found: Vec<NodeSpec> = found.iter().take(choice.sentinels).filter_map(beside).collect();
+    let found: Vec<NodeSpec> =
+        found.into_iter().take(choice.sentinels).filter_map(beside).collect();
     choice.sentinels = found.len();
     found
 }

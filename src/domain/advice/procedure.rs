@@ -113,7 +113,7 @@ impl<'a> Guide<'a> {
         Some(ApiCall { method: "POST".to_owned(), path: self.path(below), body: Some(body) })
     }
 
-    fn failover(&self, to: Option<&Address>, method: &str, accept: &str) -> Option<ApiCall> {
+    fn failover(&self, to: Option<&Address>, method: &str) -> Option<ApiCall> {
         let mut intent = json!({ "kind": "failover", "method": method });
         match self.primary {
             Some(primary) if self.mode == Mode::Cluster => intent["node"] = json!(primary),
@@ -122,7 +122,11 @@ impl<'a> Guide<'a> {
         if let Some(to) = to {
             intent["to"] = json!(to);
         }
-        self.post("/plans", json!({ "intent": intent, "plan": { "accept_hazard": accept } }))
+        let options = match (method, self.primary) {
+            ("graceful", _) | (_, None) => json!({ "accept_hazard": "write_pause" }),
+            (_, Some(from)) => json!({ "accept": [format!("lost_writes:{from}")] }),
+        };
+        self.post("/plans", json!({ "intent": intent, "plan": options }))
     }
 
     /// A command of the command line client to a node.
@@ -219,10 +223,15 @@ impl<'a> Guide<'a> {
         let (primary, replica) = (self.primary, self.replica);
         let mut tasks = vec![Task {
             text: format!(
-                "Hand over before a maintenance, while {} lives: nothing is lost",
-                name(primary)
+                "Hand over before a maintenance, while {} lives: nothing is lost{}",
+                name(primary),
+                if self.mode == Mode::Sentinel {
+                    " (by hand, with sentinel failover, the old primary would take writes for up to ten seconds more, and lose them)"
+                } else {
+                    ""
+                }
             ),
-            api: self.failover(replica, "graceful", "write_pause"),
+            api: self.failover(replica, "graceful"),
             command: match self.mode {
                 Mode::Cluster => self.cli(replica, "cluster failover"),
                 // By hand Sentinels leave the old primary writable for about ten seconds.
@@ -243,17 +252,17 @@ impl<'a> Guide<'a> {
         };
         tasks.push(Task {
             text: format!(
-                "Promote {} when {} is dead and nothing has taken its place: what was not copied is lost, so the plan names that loss and asks for consent by its id",
+                "Promote {} when {} is dead and nothing has taken its place: what was not copied is lost, so the plan names that loss, and `accept` is the consent to it",
                 name(replica),
                 name(primary)
             ),
-            api: self.failover(replica, "force", "outage"),
+            api: self.failover(replica, "force"),
             command: forced,
         });
         if self.mode == Mode::Cluster {
             tasks.push(Task {
                 text: "Only where the majority of the primaries is gone for good: promote without votes. Make sure first that the lost side cannot come back and serve".to_owned(),
-                api: self.failover(replica, "takeover", "outage"),
+                api: self.failover(replica, "takeover"),
                 command: self.cli(replica, "cluster failover takeover"),
             });
         }
@@ -330,7 +339,7 @@ impl<'a> Guide<'a> {
                 text:
                     "Hand over and back under load: no acknowledged write may be missing afterwards"
                         .to_owned(),
-                api: self.failover(self.replica, "graceful", "write_pause"),
+                api: self.failover(self.replica, "graceful"),
                 command: None,
             },
             Task { text: self.killed(&expected), api: None, command: unit("KILL") },

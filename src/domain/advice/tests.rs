@@ -452,6 +452,14 @@ fn table() -> Vec<(&'static str, Value, Comes)> {
             To("sentinel", 1, 2, 3, &[]),
         ),
         (
+            "machines that share an address: their Sentinels have ports of their own",
+            base(json!({ "nodes": [
+                { "address": "127.0.0.1:7001", "zone": "a", "host": "one" },
+                { "address": "127.0.0.1:7002", "zone": "b", "host": "two" },
+                { "address": "127.0.0.1:7003", "zone": "c", "host": "three" }] })),
+            To("sentinel", 1, 2, 3, &[]),
+        ),
+        (
             "nodes on one machine: its Sentinels fall with it",
             base(json!({ "nodes": [
                 { "address": "127.0.0.1:7001", "zone": "a" }, { "address": "127.0.0.1:7002", "zone": "b" },
@@ -572,6 +580,27 @@ fn each_number_says_where_it_comes_from() {
         }
     }
     assert_eq!(advice.topology.spec.settings()["maxmemory"], "77035mb");
+}
+
+#[test]
+fn reads_that_replicas_serve_are_no_reason_against_one_primary() {
+    let many = json!({ "data_size_gb": 10, "ops_per_second": 150_000, "scale_requirement": "read_scale", "node_count": 6 });
+    let advice = ask(&many).unwrap();
+    let reasons = advice.rationale.join("; ");
+    assert!(reasons.contains("the 30000 writes a second among them fit one primary"), "{reasons}");
+    let sentinel = advice.alternatives.iter().find(|a| a.architecture == Mode::Sentinel).unwrap();
+    assert_eq!((sentinel.replicas_per_shard, &*sentinel.ask), (3, "ha_mode: sentinel"));
+}
+
+#[test]
+fn a_force_names_the_loss_that_it_accepts() {
+    for mode in ["replication", "sentinel", "cluster"] {
+        let ask = json!({ "data_size_gb": 1, "ops_per_second": 10, "ha_mode": mode });
+        let advice = super::advise(&serde_json::from_value(ask).unwrap()).unwrap();
+        let body = advice.failover_procedure.manual[1].api.clone().unwrap().body.unwrap();
+        let primary = &advice.layout[0].members[0].address;
+        assert_eq!(body["plan"], json!({ "accept": [format!("lost_writes:{primary}")] }));
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::claim::no_cluster;
 use super::command::Command;
-use super::reset::{blank_out, emptying, resetting, unwritten};
+use super::reset::{blank_out, emptying, guard_mark, resetting, unwritten};
 use super::{Action, Blocker, Check, StepKey, Wait, seen_or_wait};
 use crate::domain::hazard::{Hazard, HazardKind};
 use crate::domain::node::{Address, ClusterNodeId};
@@ -82,8 +82,7 @@ impl Action for Leave {
 
     fn commands(&self, seen: &Observation) -> Vec<Command> {
         if let Some(report) = seen.report(&self.node).filter(|r| !r.cluster_enabled) {
-            let replica = report.role == Role::Replica;
-            return emptying(&self.node, &report.identity(), replica, report.functions);
+            return emptying(&self.node, &report.identity(), seen);
         }
         resetting(&self.node, &self.identity, false, seen)
     }
@@ -94,7 +93,7 @@ impl Action for Leave {
         let what = MarkKind::Identity(IdentityMark { id: self.identity.clone() });
         let mark = Mark { node: self.node.clone(), what };
         let mark = (!seen.marks.contains(&mark)).then_some(mark);
-        unwritten.into_iter().chain(mark).collect()
+        unwritten.into_iter().chain(mark).chain(guard_mark(&self.node, seen)).collect()
     }
 }
 

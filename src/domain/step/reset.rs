@@ -8,10 +8,14 @@ use super::{Action, Blocker, Check, StepKey, seen_or_wait};
 use crate::domain::hazard::{Hazard, HazardKind};
 use crate::domain::node::{Address, ClusterNodeId};
 use crate::domain::observation::{
-    ClusterView, IdentityMark, Mark, MarkKind, Observation, Peer, Report, Role, Sighting,
+    ClusterView, IdentityMark, Mark, MarkKind, Observation, Peer, Report, Role, SettingMark,
+    Sighting,
 };
 use crate::domain::planner::ResetTerm;
 use crate::domain::slot::SlotSet;
+
+/// A primary with fewer replicas takes no writes, and `FLUSHALL` is one.
+pub const LEAST_REPLICAS: &str = "min-replicas-to-write";
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResetNode {
@@ -31,16 +35,14 @@ pub fn hazard_id(node: &Address) -> String {
 pub(super) fn emptying(
     node: &Address,
     identity: &ClusterNodeId,
-    detach: bool,
-    functions: bool,
+    seen: &Observation,
 ) -> Vec<Command> {
-    let confirm = Some(Verb::Confirm(identity.clone()));
-    let verbs = confirm
-        .into_iter()
-        .chain(detach.then_some(Verb::ReplicaOfNone))
-        .chain([Verb::FlushAll])
-        .chain(functions.then_some(Verb::FlushFunctions));
-    verbs.map(|verb| Command::new(node, verb)).collect()
+    let report = seen.report(node);
+    let detach = report.is_none_or(|report| report.role != Role::Primary);
+    let functions = report.is_some_and(|report| report.functions);
+    let verbs = detach.then_some(Verb::ReplicaOfNone).into_iter().chain([Verb::FlushAll]);
+    let verbs = verbs.chain(functions.then_some(Verb::FlushFunctions));
+    confirmed(node, identity, unguarded(node, seen, verbs))
 }
 
 /// What takes a cluster node out of its cluster, with keys if it `flushes`. A primary with keys refuses
@@ -55,12 +57,48 @@ pub(super) fn resetting(
     let primary = seen.report(node).filter(|report| report.role == Role::Primary);
     let functions = primary.is_some_and(|report| report.functions);
     let keys = primary.is_some() && flushes;
-    let verbs = [Verb::Confirm(identity.clone())]
-        .into_iter()
-        .chain(keys.then_some(Verb::FlushAll))
-        .chain(functions.then_some(Verb::FlushFunctions))
-        .chain([Verb::ResetHard]);
+    let writes = keys.then_some(Verb::FlushAll).into_iter();
+    let writes: Vec<Verb> = writes.chain(functions.then_some(Verb::FlushFunctions)).collect();
+    let writes = if writes.is_empty() { writes } else { unguarded(node, seen, writes) };
+    confirmed(node, identity, writes.into_iter().chain([Verb::ResetHard]))
+}
+
+fn confirmed(
+    node: &Address,
+    identity: &ClusterNodeId,
+    verbs: impl IntoIterator<Item = Verb>,
+) -> Vec<Command> {
+    let verbs = [Verb::Confirm(identity.clone())].into_iter().chain(verbs);
     verbs.map(|verb| Command::new(node, verb)).collect()
+}
+
+/// What a node says to this setting, if it says more than 0.
+fn guard(node: &Address, seen: &Observation) -> Option<String> {
+    let value = seen.report(node)?.settings.get(LEAST_REPLICAS)?;
+    (value != "0").then(|| value.clone())
+}
+
+/// Writes that a node takes although nobody follows it.
+fn unguarded(
+    node: &Address,
+    seen: &Observation,
+    verbs: impl IntoIterator<Item = Verb>,
+) -> Vec<Verb> {
+    let set = |value: &str| {
+        let name = LEAST_REPLICAS.to_owned();
+        Verb::ConfigSet { name, value: value.to_owned() }
+    };
+    let guard = guard(node, seen);
+    let (off, on) = (guard.as_ref().map(|_| set("0")), guard.as_deref().map(set));
+    off.into_iter().chain(verbs).chain(on).collect()
+}
+
+/// The mark by which a setting is put back if that broke off in the middle.
+pub(super) fn guard_mark(node: &Address, seen: &Observation) -> Option<Mark> {
+    let name = LEAST_REPLICAS.to_owned();
+    let marked = |m: &Mark| m.what.setting().is_some_and(|setting| setting.name == name);
+    let original = guard(node, seen).filter(|_| !seen.marks_on(node).any(marked))?;
+    Some(Mark { node: node.clone(), what: MarkKind::Setting(SettingMark { name, original }) })
 }
 
 /// The mark that a node's config file is behind, unless it is there.
@@ -118,8 +156,11 @@ impl Action for ResetNode {
     }
 
     fn title(&self) -> String {
-        let and = if self.term.is_lone() { "" } else { " and reset its cluster identity" };
-        format!("Empty {}{and}", self.node)
+        match (self.term.is_lone(), self.hazards().is_empty()) {
+            (true, true) => format!("Detach {}, which holds nothing", self.node),
+            (true, false) => format!("Empty {}", self.node),
+            (false, _) => format!("Empty {} and reset its cluster identity", self.node),
+        }
     }
 
     fn nodes(&self) -> Vec<Address> {
@@ -172,21 +213,20 @@ impl Action for ResetNode {
 
     fn commands(&self, seen: &Observation) -> Vec<Command> {
         if self.term.is_lone() {
-            let report = seen.report(&self.node);
-            let replica = report.is_none_or(|r| r.role != Role::Primary);
-            let functions = report.is_some_and(|r| r.functions);
-            return emptying(&self.node, &self.term.identity, replica, functions);
+            return emptying(&self.node, &self.term.identity, seen);
         }
         resetting(&self.node, &self.term.identity, true, seen)
     }
 
     fn marks(&self, seen: &Observation) -> Vec<Mark> {
+        let guard = guard_mark(&self.node, seen);
         if self.term.is_lone() {
-            return unwritten(&self.node, seen);
+            return unwritten(&self.node, seen).into_iter().chain(guard).collect();
         }
         let what = MarkKind::Identity(IdentityMark { id: self.term.identity.clone() });
         let mark = Mark { node: self.node.clone(), what };
-        if seen.marks.contains(&mark) { vec![] } else { vec![mark] }
+        let mark = (!seen.marks.contains(&mark)).then_some(mark);
+        mark.into_iter().chain(guard).collect()
     }
 }
 

@@ -234,7 +234,7 @@ impl Action for MoveSlots {
         let primaries = everybody
             .filter(|a| seen.report(a).is_some_and(|r| r.role == Role::Primary))
             .filter(|a| seen.view(a).is_some_and(|v| v.peers.contains_key(&to.id)));
-        let closing = [&to.address, &from.address].into_iter().chain(primaries);
+        let told = [&from.address].into_iter().chain(primaries);
         let closed = format!("CLUSTER SETSLOT {each} NODE {}", to.id);
         let mut commands = vec![
             shown(&to.address, format!("CLUSTER SETSLOT {each} IMPORTING {}", from.id)),
@@ -245,7 +245,12 @@ impl Action for MoveSlots {
                 format!("MIGRATE {host} {port} \"\" 0 {MIGRATE_WITHIN_MS} REPLACE KEYS <its keys>"),
             ),
         ];
-        commands.extend(closing.map(|node| shown(node, closed.clone())));
+        // Of each chunk the last slot is not `STABLE` before: by it the others are told of all.
+        let stable = format!("CLUSTER SETSLOT {each} STABLE");
+        let together = ["MULTI", "CLUSTER BUMPEPOCH", &stable, &closed, "EXEC"];
+        let taken = if self.together(seen) { &together[..] } else { &[closed.as_str()] };
+        commands.extend(taken.iter().map(|command| shown(&to.address, (*command).to_owned())));
+        commands.extend(told.map(|node| shown(node, closed.clone())));
         commands
     }
 

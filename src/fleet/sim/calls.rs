@@ -96,7 +96,7 @@ impl Sent {
     }
 
     /// Whether a node that takes no writes lets it wait.
-    fn writes(&self) -> bool {
+    pub(super) fn writes(&self) -> bool {
         match self {
             Self::Verb(verb) | Self::Saying(Saying::Command(verb)) => {
                 matches!(verb, Verb::FlushAll | Verb::FlushFunctions)

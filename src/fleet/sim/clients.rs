@@ -203,11 +203,8 @@ impl World {
             if server.is_replica() && !server.clustered {
                 return Err("READONLY You can't write against a read only replica.".to_owned());
             }
-            let needed = server.settings.number("min-replicas-to-write");
             let paused = server.is_paused(self.now);
-            if needed > 0 && needed > self.attached(at).len() as u64 {
-                return Err("NOREPLICAS Not enough good replicas to write.".to_owned());
-            }
+            self.is_guarded(at).map_err(|r| format!("{} {}", r.code, r.message))?;
             if paused {
                 // Its client is kept waiting.
                 self.advance(HELD_MS);

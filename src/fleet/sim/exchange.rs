@@ -120,9 +120,24 @@ impl World {
         result
     }
 
+    /// A primary takes no writes while it has fewer replicas than it is to have.
+    pub fn is_guarded(&self, node: &Address) -> Result<(), Refusal> {
+        let Some(server) = self.servers.get(node).filter(|s| !s.is_replica()) else {
+            return Ok(());
+        };
+        let needed = server.settings.number("min-replicas-to-write");
+        if needed > self.attached(node).len() as u64 {
+            return Err(Refusal::new("NOREPLICAS", "Not enough good replicas to write."));
+        }
+        Ok(())
+    }
+
     /// Lets a node do what was said to it.
     pub fn execute(&mut self, target: &Target, sent: &Sent) -> Result<Answer, Refusal> {
         let (node, now) = (&target.address, self.now);
+        if sent.writes() {
+            self.is_guarded(node)?;
+        }
         let Some(server) = self.servers.get_mut(node) else { return Ok(Answer::Done) };
         let result = match sent {
             Sent::Verb(Verb::CancelSlotJobs) if server.moved_by() == Some(MovedBy::Target) => {

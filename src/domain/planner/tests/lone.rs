@@ -330,6 +330,34 @@ fn a_zone_is_drained_and_all_is_dissolved() {
 }
 
 #[test]
+fn who_wants_replicas_to_write_is_emptied_without_them_and_wants_them_again() {
+    let (now, mut seen) = made(1, 2);
+    for n in 0..2 {
+        let guard = ("min-replicas-to-write".to_owned(), "1".to_owned());
+        report(&mut seen, n).settings.extend([guard]);
+    }
+    let gone = dissolve::amend(&now, &BTreeSet::new(), &seen).unwrap();
+    let (want, terms) = amended(&now, gone);
+    let policy = Policy::default();
+    let plan = forecast(&ask(&want, &seen, &terms, &policy));
+    assert_eq!(plan.blockers, vec![]);
+    let emptied = plan.steps.iter().find(|s| s.step.kind() == "reset_node").unwrap();
+    let commands: Vec<&str> = emptied.commands.iter().map(|c| &*c.command).collect();
+    let at = |words: &str| commands.iter().position(|c| c.starts_with(words)).unwrap();
+    let (off, on) = ("CONFIG SET min-replicas-to-write 0", "CONFIG SET min-replicas-to-write 1");
+    assert!(at(off) < at("FLUSHALL") && at("FLUSHALL") < at(on), "{commands:?}");
+    assert_eq!(plan.world.marks, vec![]);
+    // Broken off in the middle, it is put back.
+    let node = emptied.step.action().nodes()[0].clone();
+    seen.marks.extend(emptied.step.action().marks(&seen));
+    let Some(Sighting::Seen(halted)) = seen.nodes.get_mut(&node) else { panic!() };
+    halted.settings.insert("min-replicas-to-write".to_owned(), "0".to_owned());
+    let plan = forecast(&ask(&want, &seen, &terms, &policy));
+    assert_eq!(plan.steps[0].step.kind(), "restore_settings");
+    assert_eq!((plan.blockers, plan.world.marks), (vec![], vec![]));
+}
+
+#[test]
 fn a_chain_is_drift_and_flattened_by_a_repair() {
     let (want, mut seen) = made(2, 3);
     let primary = lead(&want, &seen);
