@@ -74,7 +74,13 @@ impl Side {
             Some((code, _)) => (code.to_owned(), message),
             None => (code, message),
         };
-        let moved_on = ["SETSLOT only with", "not the owner", "know about node", "Unknown node"];
+        let moved_on = [
+            "SETSLOT only with",
+            "not the owner",
+            "know about node",
+            "Unknown node",
+            "not a master",
+        ];
         let other_role = code == "READONLY" || moved_on.iter().any(|words| message.contains(words));
         Fault::new(if other_role { ROLE_CHANGED } else { &code }, message, node)
     }
