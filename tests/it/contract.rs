@@ -86,6 +86,7 @@ contracts! {
     failover::given_up,
     failover::bumped,
     lone::following,
+    lone::guarding_its_writes,
     lone::handing_over,
     lone::dying_between_two_primaries,
     lone::waiting_writes,

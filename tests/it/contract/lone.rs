@@ -82,6 +82,21 @@ pub async fn following(world: World) {
     bench.until(2, "it comes by way of another", |r| r.keys == 2).await;
 }
 
+/// Who wants replicas takes no writes without them, and is not emptied, unless it is told to want none.
+pub async fn guarding_its_writes(world: World) {
+    let bench = formed(world, 3).await;
+    let wants = |count: &str| Verb::ConfigSet {
+        name: "min-replicas-to-write".to_owned(),
+        value: count.to_owned(),
+    };
+    bench.send(1, &[wants("1"), Verb::ReplicaOfNone]).await;
+    assert!(bench.refusal(1, Verb::FlushAll).await.starts_with("NOREPLICAS"));
+    assert_eq!(bench.look(1).await.keys, 1);
+    bench.send(1, &[wants("0"), Verb::FlushAll, wants("1")]).await;
+    assert_eq!(bench.look(1).await.keys, 0);
+    assert!(bench.put(1, "second").unwrap_err().starts_with("NOREPLICAS"));
+}
+
 /// The old primary lets go before the new one takes over; each goes on from what it has.
 pub async fn handing_over(world: World) {
     let bench = formed(world, 3).await;
