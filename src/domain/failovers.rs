@@ -16,7 +16,7 @@ use super::Timestamp;
 use super::event::EventType;
 use super::id::{InstanceId, PlanId, ShardId};
 use super::node::Address;
-use super::observation::{ClusterView, MarkKind, Observation, Report, Role};
+use super::observation::{ClusterView, Mark, MarkKind, Observation, Report, Role};
 use super::slot::SlotSet;
 use super::topology::{Layout, Shard};
 use super::view;
@@ -140,6 +140,16 @@ pub enum Told {
 }
 
 impl Told {
+    /// The plan that brought it about.
+    #[must_use]
+    pub fn plan(&self) -> Option<PlanId> {
+        match self {
+            Self::Started(started) => started.plan,
+            Self::Completed(completed) => completed.plan,
+            Self::Detected(_) | Self::Failed(_) => None,
+        }
+    }
+
     #[must_use]
     pub fn kind(&self) -> EventType {
         match self {
@@ -340,7 +350,12 @@ impl Track {
                 Some(report) if serves(report) => {
                     self.served.entry(member.clone()).or_insert(glance.ended);
                     if is_primary {
-                        let (asked, took) = (glance.asked, glance.ended - glance.asked);
+                        // Once a plan has told somebody to take over, it may be holding writes back.
+                        let asked = match &self.alive {
+                            Some(alive) if ordered(shard.id, member, look.seen) => alive.asked,
+                            Some(_) | None => glance.asked,
+                        };
+                        let took = glance.ended - glance.asked;
                         self.alive = Some(Alive { asked, took, offset: Some(offset(report)) });
                         self.gone = None;
                     }
@@ -387,7 +402,7 @@ impl Track {
         if self.open.is_none() {
             // Where nobody answers, it is more likely that nobody can be heard.
             let heard = look.seen.nodes.keys().any(|node| look.seen.report(node).is_some());
-            if silent && heard && (failed || (look.down)(old)) {
+            if (silent && heard && (failed || (look.down)(old))) || self.turned(old, look) {
                 let open = Open::begin(shard.id, look);
                 told.push(Told::Detected(FailoverDetected {
                     failover: open.id,
@@ -452,15 +467,23 @@ impl Track {
         }
         let silent = self.gone.is_some_and(|gone| gone.silent);
         let planned = holds(shard.id, new, look.seen)
+            || deposed(old, new, look.seen)
             || self.open.as_ref().is_some_and(|open| open.planned)
             || (look.plan.is_some() && !silent);
-        let cause = match (planned, silent) {
+        // Where Sentinels watch, they replace also one that came back as a replica.
+        let watched = matches!(look.layout, Layout::Sentinel { .. }) && self.open.is_some();
+        let cause = match (planned, silent || watched) {
             (true, _) => Cause::Planned,
             (false, true) => Cause::Election,
             (false, false) => Cause::External,
         };
+        let served = self.served.get(new).copied();
+        let completed_at = served.unwrap_or(look.now);
         let mut open = self.open.take().filter(|open| !open.given_up).unwrap_or_else(|| {
             let open = Open::begin(shard.id, look);
+            // By the answer that shows it to be over.
+            let detected_at = completed_at.min(open.detected_at);
+            let open = Open { detected_at, ..open };
             if cause == Cause::Election {
                 told.push(Told::Detected(FailoverDetected {
                     failover: open.id,
@@ -473,8 +496,6 @@ impl Track {
             }
             open
         });
-        let served = self.served.get(new).copied();
-        let completed_at = served.unwrap_or(look.now);
         if !open.started {
             open.started = true;
             // Nobody saw it begin; it did before it was over.
@@ -501,6 +522,15 @@ impl Track {
             offset: Some(offset(report)),
         });
         (self.primary, self.gone, self.changed) = (Some(new.clone()), None, None);
+    }
+
+    /// Whether the primary says that it is a replica, no plan made it one, and it has been so for longer
+    /// than a change of primaries takes: one that was started again from a file that has it follow a
+    /// sibling. Nobody takes writes.
+    fn turned(&self, old: &Address, look: &Look<'_>) -> bool {
+        let replica = look.seen.report(old).is_some_and(|report| report.role == Role::Replica);
+        let lasts = self.gone.is_some_and(|gone| look.now - gone.by >= SETTLES_WITHIN);
+        replica && lasts && look.plan.is_none()
     }
 
     fn bounds(&self, new: &Address, served: Timestamp) -> Option<Bounds> {
@@ -574,6 +604,17 @@ fn named(shard: ShardId, primary: &Address, seen: &Observation) -> bool {
 /// Whether a plan told this node to take over.
 fn holds(shard: ShardId, node: &Address, seen: &Observation) -> bool {
     seen.marks_on(node).any(|mark| is_order(shard, &mark.what))
+}
+
+/// Whether a plan has the primary make way.
+fn ordered(shard: ShardId, primary: &Address, seen: &Observation) -> bool {
+    let makes_way = |mark: &Mark| matches!(mark.what, MarkKind::Paused(_) | MarkKind::Deposed(_));
+    named(shard, primary, seen) || seen.marks_on(primary).any(makes_way)
+}
+
+/// Whether a plan had a node take the place of the primary outside of clusters.
+fn deposed(old: &Address, new: &Address, seen: &Observation) -> bool {
+    seen.marks_on(old).filter_map(|mark| mark.what.deposed()).any(|d| d.successor == *new)
 }
 
 fn is_order(shard: ShardId, mark: &MarkKind) -> bool {

@@ -10,11 +10,12 @@ use ipnet::IpNet;
 use url::{Host, Url};
 
 const URL_AT_MOST: usize = 2048;
-/// Metadata services that do not live at link-local addresses: of AWS, Alibaba and Oracle.
-const METADATA: [IpAddr; 3] = [
+/// Metadata services that do not live at link-local addresses: of AWS, Alibaba, Oracle and Azure.
+const METADATA: [IpAddr; 4] = [
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
     IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
 ];
 /// Names of metadata services, wherever they lead.
 const METADATA_NAMES: [&str; 3] = ["metadata.google.internal", "metadata.goog", "instance-data"];
@@ -149,6 +150,7 @@ mod tests {
         ("http://[fd00:ec2::254]/", "metadata"),
         ("http://100.100.100.200/", "metadata"),
         ("http://192.0.0.192/", "metadata"),
+        ("http://168.63.129.16/machine?comp=goalstate", "metadata"),
         ("http://metadata.google.internal/computeMetadata/v1/", "metadata"),
         ("http://METADATA.google.internal./", "metadata"),
         ("http://127.0.0.1/", "loopback"),

@@ -72,6 +72,9 @@ pub struct WatchedReplica {
 pub struct WatchedSentinel {
     pub address: Option<Address>,
     pub down: bool,
+    /// Whether it has not announced itself for some time, as one that watches does every two seconds.
+    #[serde(default)]
+    pub quiet: bool,
 }
 
 impl Watch {
@@ -278,8 +281,9 @@ impl Watchers {
         let others = watch.sentinels.iter().filter(|(id, _)| !wanted.contains(id));
         let others = others.filter(|(_, other)| !apart(other.address.as_ref()));
         let idle = |id: &String| seen.nodes.keys().any(|a| self.is_idle(a, id, seen));
-        let sentinels =
-            others.filter(|(id, other)| other.down || idle(id)).map(|(id, _)| id.clone());
+        let sentinels = others
+            .filter(|(id, other)| other.down || other.quiet || idle(id))
+            .map(|(id, _)| id.clone());
         let foreign = |r: &&WatchedReplica| {
             let at = r.address_in(seen);
             !self.members.contains(at) && !self.apart.contains(at)

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::domain::failovers::Told;
+use crate::domain::failovers::{Cause, NotTaken, Told};
 use crate::domain::health::Health;
 use crate::domain::node::Address;
 use crate::domain::observation::Observation;
@@ -13,6 +13,7 @@ use crate::store::topologies::StoredTopology;
 /// Shows how the nodes and shards of a topology are.
 pub fn show(stored: &StoredTopology, seen: &Observation, health: &BTreeMap<Address, Health>) {
     let topology = &stored.wanted.name;
+    begin_counting(topology);
     for node in seen.nodes.keys() {
         let up = health.get(node) == Some(&Health::Up);
         let labels = [("topology", topology.clone()), ("node", node.to_string())];
@@ -31,6 +32,23 @@ pub fn show(stored: &StoredTopology, seen: &Observation, health: &BTreeMap<Addre
                 metrics::gauge!("reeve_replica_lag_seconds", &labels).set(seconds as f64);
             }
         }
+    }
+}
+
+/// So that the first of each is an increase: Prometheus sees none in a counter that begins at 1.
+fn begin_counting(topology: &str) {
+    let topology = topology.to_owned();
+    metrics::counter!("reeve_failovers_detected_total", "topology" => topology.clone())
+        .increment(0);
+    for cause in [Cause::Planned, Cause::Election, Cause::External] {
+        let (topology, cause) = (topology.clone(), word(&cause));
+        metrics::counter!("reeve_failovers_total", "topology" => topology, "cause" => cause)
+            .increment(0);
+    }
+    for reason in [NotTaken::PrimaryReturned, NotTaken::NoSuccessor, NotTaken::GivenUp] {
+        let (topology, reason) = (topology.clone(), word(&reason));
+        metrics::counter!("reeve_failovers_failed_total", "topology" => topology, "reason" => reason)
+            .increment(0);
     }
 }
 

@@ -1,13 +1,13 @@
 //! Judges what a look showed, while no plan is at work: what lasts is told as findings, and is told
 //! to be over when its end has lasted too.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::Engine;
 use crate::domain::diagnosis::drift::{self, Differences};
 use crate::domain::diagnosis::steady::Steady;
-use crate::domain::diagnosis::{Finding, Rule, lone, watched};
+use crate::domain::diagnosis::{Finding, Rule, Subject, leaderless, lone, watched};
 use crate::domain::id::TopologyId;
 use crate::domain::observation::Observation;
 use crate::domain::topology::Topology;
@@ -15,8 +15,12 @@ use crate::store::StoreError;
 use crate::store::leases::Held;
 use crate::store::topologies::StoredTopology;
 
-/// The rules that are judged here.
+/// The rules that are judged here: what waits until nothing else is at work, and what does not.
 const RULES: &[Rule] = &[Rule::Drift];
+const ALARMS: &[Rule] =
+    &[Rule::SplitBrain, Rule::EmptiedPrimary, Rule::SentinelsDisagree, Rule::NoPrimary];
+/// Where nodes elect a new primary, that is over by then as a rule.
+const LEADERLESS_AT_LEAST: Duration = Duration::from_secs(10);
 /// After a failover Sentinels differ for a moment.
 const DISAGREE_AT_LEAST: Duration = Duration::from_secs(10);
 /// A finding that is open is written this often at least.
@@ -33,6 +37,8 @@ pub struct Judge {
     alarmed: Instant,
     /// Since when the Sentinels name different primaries.
     disagree_since: Option<Instant>,
+    /// Since when shards have no primary.
+    leaderless: BTreeMap<Subject, Instant>,
     /// The differences that the open finding tells of; none where none is open.
     told: Differences,
     written: Instant,
@@ -47,13 +53,14 @@ impl Judge {
         let drift = Steady::resume(told.keys().cloned().collect());
         let now = Instant::now();
         let open = open.into_iter().map(|f| f.finding);
-        let alarms = open.filter(|f| lone::RULES.contains(&f.rule)).collect();
+        let alarms = open.filter(|f| ALARMS.contains(&f.rule)).collect();
         Ok(Self {
             began: now,
             drift,
             alarms,
             alarmed: now,
             disagree_since: None,
+            leaderless: BTreeMap::new(),
             told,
             written: now,
         })
@@ -108,6 +115,21 @@ impl Judge {
         (since.elapsed() >= DISAGREE_AT_LEAST).then_some(finding)
     }
 
+    /// Shards that have had no primary for a while.
+    fn without_primary(&mut self, wanted: &Topology, seen: &Observation) -> Vec<Finding> {
+        let mut now = leaderless::findings(wanted, seen);
+        self.leaderless.retain(|subject, _| now.iter().any(|f| f.subject == *subject));
+        now.retain(|finding| {
+            let since = self.leaderless.entry(finding.subject.clone()).or_insert_with(Instant::now);
+            since.elapsed() >= LEADERLESS_AT_LEAST
+                || self
+                    .alarms
+                    .iter()
+                    .any(|f| (f.rule, &f.subject) == (finding.rule, &finding.subject))
+        });
+        now
+    }
+
     /// What cannot wait until it lasts.
     async fn note_alarms(
         &mut self,
@@ -116,18 +138,19 @@ impl Judge {
         stored: &StoredTopology,
         seen: &Observation,
     ) -> Result<(), StoreError> {
-        if !stored.created || stored.wanted.layout.lone().is_none() {
+        if !stored.created {
             return Ok(());
         }
         let mut now = lone::findings(&stored.wanted, seen);
         now.extend(self.disagreement(&stored.wanted, seen));
+        now.extend(self.without_primary(&stored.wanted, seen));
         let about = |f: &Finding| (f.rule, f.subject.clone());
         let same = now.iter().map(about).eq(self.alarms.iter().map(about));
         let refresh = !now.is_empty() && self.alarmed.elapsed() >= WRITE_AT_LEAST;
         if same && !refresh {
             return Ok(());
         }
-        engine.store.record_findings(held, lone::RULES, &now).await?;
+        engine.store.record_findings(held, ALARMS, &now).await?;
         (self.alarms, self.alarmed) = (now, Instant::now());
         Ok(())
     }

@@ -16,7 +16,7 @@ use super::lookout::Lookout;
 use crate::domain::event::{EventType, NewEvent};
 use crate::domain::failovers::{Cause, Failovers, Glance, Look, Told};
 use crate::domain::health::{Health, MISSES_UNTIL_DOWN};
-use crate::domain::id::PlanId;
+use crate::domain::id::{PlanId, ShardId};
 use crate::domain::lineage::{self, Claim};
 use crate::domain::node::Address;
 use crate::domain::observation::{EmptiedMark, Mark, MarkKind, Observation, Role, Sighting};
@@ -211,10 +211,11 @@ impl Watch {
 
     fn note_failover(&mut self, told: &Told, stored: &StoredTopology, seen: &Observation) {
         let data = serde_json::to_value(told).unwrap_or_default();
-        self.pending.push(NewEvent::new(told.kind(), data.clone()).by("reeve"));
+        let event = |kind, data| NewEvent { plan: told.plan(), ..NewEvent::new(kind, data) };
+        self.pending.push(event(told.kind(), data.clone()).by("reeve"));
         gauges::count_failover(&stored.wanted.name, told);
         if let Told::Completed(done) = told {
-            self.pending.push(NewEvent::new(EventType::PrimaryChanged, data).by("reeve"));
+            self.pending.push(event(EventType::PrimaryChanged, data).by("reeve"));
             // One that Reeve had a hand in rests already.
             let now = seen.report(&done.new_primary).filter(|_| done.cause != Cause::Planned);
             let now = now.filter(|r| r.cluster_enabled && rests(done.shard, r, seen).is_none());
@@ -231,7 +232,13 @@ impl Watch {
         }
         let clustered = matches!(stored.wanted.layout, Layout::Cluster { .. });
         events.extend(self.note_sentinels(stored, seen));
-        let without: Vec<_> = shards.iter().filter(|s| s.primary.is_none()).map(|s| s.id).collect();
+        // While a plan has a shard handed over it has no primary for a moment.
+        let handed_over = |shard: ShardId| {
+            let order = |m: &Mark| matches!(&m.what, MarkKind::Hold(hold) if hold.shard == shard && !hold.elected);
+            stored.active_plan.is_some() && seen.marks.iter().any(order)
+        };
+        let without = shards.iter().filter(|s| s.primary.is_none()).map(|s| s.id);
+        let without: Vec<_> = without.filter(|shard| !handed_over(*shard)).collect();
         let covered = without.is_empty();
         match self.covered.replace(covered).filter(|_| clustered) {
             Some(true) if !covered => {

@@ -1,6 +1,8 @@
 //! Which architecture, and how many of what. The tree: does it fit one node? Must a replica take over
 //! by itself? That gives replication, Sentinel or Cluster.
 
+use std::collections::BTreeSet;
+
 use super::request::Needs;
 use super::sizing::Node;
 use super::{Notice, Notices};
@@ -491,12 +493,24 @@ impl Choice {
                 "the addresses are examples; give nodes to have the files and commands with real ones",
             );
         }
-        match &needs.credentials.admin {
-            Some(name) => self.notices.add(
-                "credential_needed",
-                Severity::Info,
-                format!("before the topology is posted, POST /v1/credentials with {{\"name\": \"{name}\", \"password\": …}}, the password that each node's secrets.conf has"),
-            ),
+        let names = &needs.credentials;
+        match &names.admin {
+            Some(admin) => {
+                let watched = names.sentinel.iter().filter(|_| self.mode == Mode::Sentinel);
+                let all: BTreeSet<&String> =
+                    [admin].into_iter().chain(&names.replication).chain(watched).collect();
+                let each: Vec<String> = all.iter().map(|n| format!("{{\"name\": \"{n}\", \"password\": …}}")).collect();
+                let same = if names.replication.as_ref().is_some_and(|name| name != admin) {
+                    ". Without user names the credentials admin and replication must have the same password: a node has one"
+                } else {
+                    ""
+                };
+                self.notices.add(
+                    "credential_needed",
+                    Severity::Info,
+                    format!("before the topology is posted, POST /v1/credentials with {}, with the passwords that each node's secrets.conf has{same}", each.join(", and with ")),
+                );
+            }
             None => self.notices.add(
                 "no_password",
                 Severity::Warning,

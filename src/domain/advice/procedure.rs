@@ -197,10 +197,16 @@ impl<'a> Guide<'a> {
     }
 
     fn preparation(&self) -> Vec<Task> {
-        let Some(name) = &self.needs.credentials.admin else { return vec![] };
+        let names = &self.needs.credentials;
+        let Some(name) = &names.admin else { return vec![] };
+        let watch =
+            names.sentinel.as_ref().filter(|other| self.mode == Mode::Sentinel && *other != name);
+        let sentinels = watch.map_or(String::new(), |other| {
+            format!("; those to Sentinels need the password of {other} in it")
+        });
         vec![Task {
             text: format!(
-                "The commands below read the password of the credential {name} from REDISCLI_AUTH; where it has a user name, add --user NAME to each"
+                "The commands below read the password of the credential {name} from REDISCLI_AUTH{sentinels}; where a credential has a user name, add --user NAME"
             ),
             api: None,
             command: Some("read -rs REDISCLI_AUTH && export REDISCLI_AUTH".to_owned()),
@@ -254,8 +260,12 @@ impl<'a> Guide<'a> {
             text: format!(
                 "Promote {} when {} is dead and nothing has taken its place: what was not copied is lost, so the plan names that loss, and `accept` is the consent to it",
                 name(replica),
-                name(primary)
-            ),
+                name(primary),
+            ) + if self.mode == Mode::Replication {
+                ". By hand, the other replicas have to be told of it, too (replicaof)"
+            } else {
+                ""
+            },
             api: self.failover(replica, "force"),
             command: forced,
         });
@@ -308,7 +318,10 @@ impl<'a> Guide<'a> {
             text: "What happened when, with both addresses".to_owned(),
             api: Some(ApiCall {
                 method: "GET".to_owned(),
-                path: format!("/v1/events?topology={}", self.needs.name),
+                path: format!(
+                    "/v1/events?topology={}&types=failover.*,primary.changed",
+                    self.needs.name
+                ),
                 body: None,
             }),
             command: None,
@@ -383,7 +396,7 @@ impl<'a> Guide<'a> {
                 "Wait {} s after a failover (four node timeouts and one second): voters refuse the same shard sooner. Then hand the shard back",
                 seconds((self.needs.assume.node_timeout_ms * 4.0) as u64 + 1_000)
             ),
-            Mode::Sentinel => "Wait until all Sentinels name the same primary and the old one is an online replica. Then hand it back".to_owned(),
+            Mode::Sentinel => "Wait until all Sentinels name the same primary and the old one is an online replica: it follows a sibling at first, and Sentinels have it follow the new primary about a minute later (a plan with the intent repair does at once). Then hand it back".to_owned(),
             Mode::Replication => "Wait until the old primary is an online replica. Then hand it back".to_owned(),
         };
         vec![Task {

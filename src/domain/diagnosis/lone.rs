@@ -5,11 +5,9 @@ use serde_json::json;
 
 use super::{Finding, Remedy, Rule, Severity, Subject};
 use crate::domain::lineage::{self, Claim};
-use crate::domain::observation::{EmptiedMark, MarkKind, Observation, Role};
+use crate::domain::node::Address;
+use crate::domain::observation::{EmptiedMark, Mark, MarkKind, Observation, Report, Role};
 use crate::domain::topology::{Shard, Topology};
-
-/// The rules that are judged here.
-pub const RULES: &[Rule] = &[Rule::SplitBrain, Rule::EmptiedPrimary, Rule::SentinelsDisagree];
 
 #[must_use]
 pub fn findings(want: &Topology, seen: &Observation) -> Vec<Finding> {
@@ -19,12 +17,16 @@ pub fn findings(want: &Topology, seen: &Observation) -> Vec<Finding> {
 
 fn split(shard: &Shard, seen: &Observation) -> Option<Finding> {
     let claims = lineage::rivals(shard, seen);
-    let first = claims.first()?;
+    // Whoever has most of the data, not whoever came back with nothing.
+    let fullest = claims.iter().max_by_key(|c| {
+        let report = seen.report(&c.node);
+        report.map(|r| (r.keys > 0, r.replication.replicas.len(), r.keys, r.replication.offset))
+    })?;
     let names: Vec<String> = claims.iter().map(|c| c.node.to_string()).collect();
     let told: Vec<String> = claims.iter().map(Claim::to_string).collect();
     let text = format!(
         "Decide whose data counts, and ask for a failover with method force that names it in `to`, for example {}; what the others took meanwhile is lost. Where Reeve made the failover itself, repair does the rest.",
-        first.node
+        fullest.node
     );
     Some(Finding {
         rule: Rule::SplitBrain,
@@ -38,10 +40,9 @@ fn split(shard: &Shard, seen: &Observation) -> Option<Finding> {
 }
 
 fn emptied<'a>(shard: &'a Shard, seen: &'a Observation) -> impl Iterator<Item = Finding> + 'a {
-    let finding = |mark: &EmptiedMark, node: &crate::domain::node::Address| {
-        let keys = |a: &&crate::domain::node::Address| {
-            seen.report(a).is_some_and(|r| r.keys > 0 && r.role == Role::Replica)
-        };
+    let finding = |mark: &EmptiedMark, node: &Address| {
+        let keys =
+            |a: &&Address| seen.report(a).is_some_and(|r| r.keys > 0 && r.role == Role::Replica);
         let full: Vec<_> = shard.members.iter().filter(keys).collect();
         let still = match full.first() {
             Some(first) => format!("{first} still holds keys"),
@@ -67,16 +68,21 @@ fn emptied<'a>(shard: &'a Shard, seen: &'a Observation) -> impl Iterator<Item = 
             remedy: Remedy { text, intent: None },
         }
     };
-    seen.marks.iter().filter(|m| shard.members.contains(&m.node)).filter_map(move |m| {
-        match &m.what {
-            MarkKind::Emptied(mark) => Some(finding(mark, &m.node)),
-            MarkKind::Setting(_)
-            | MarkKind::Unwritten
-            | MarkKind::Identity(_)
-            | MarkKind::Hold(_)
-            | MarkKind::OpenSlots(_)
-            | MarkKind::Paused(_)
-            | MarkKind::Deposed(_) => None,
-        }
+    // Beside another one with the data it is one that came back: it is to follow, and not to be replaced.
+    let another = |node: &Address| {
+        let leads = |r: &Report| r.role == Role::Primary && r.keys > 0;
+        shard.members.iter().any(|m| m != node && seen.report(m).is_some_and(leads))
+    };
+    let alone = move |m: &&Mark| !another(&m.node);
+    let of_shard = seen.marks.iter().filter(|m| shard.members.contains(&m.node));
+    of_shard.filter(alone).filter_map(move |m| match &m.what {
+        MarkKind::Emptied(mark) => Some(finding(mark, &m.node)),
+        MarkKind::Setting(_)
+        | MarkKind::Unwritten
+        | MarkKind::Identity(_)
+        | MarkKind::Hold(_)
+        | MarkKind::OpenSlots(_)
+        | MarkKind::Paused(_)
+        | MarkKind::Deposed(_) => None,
     })
 }

@@ -4,6 +4,7 @@
 //! To add a rule: a file here, a variant of [`Rule`], and its call where the keeper judges.
 
 pub mod drift;
+pub mod leaderless;
 pub mod lone;
 pub mod steady;
 pub mod watched;
@@ -27,6 +28,8 @@ pub enum Rule {
     SentinelsDisagree,
     /// A primary was started anew without the keys that it had.
     EmptiedPrimary,
+    /// A shard has no primary that answers, and it lasts.
+    NoPrimary,
 }
 
 /// How bad a finding is.
@@ -42,7 +45,9 @@ pub enum Severity {
 }
 
 /// What a finding is about; neither for the topology as a whole.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(
+    Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
+)]
 pub struct Subject {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<Address>,
@@ -81,6 +86,7 @@ impl Rule {
             Self::SplitBrain => "split_brain",
             Self::SentinelsDisagree => "sentinels_disagree",
             Self::EmptiedPrimary => "emptied_primary",
+            Self::NoPrimary => "no_primary",
         }
     }
 }

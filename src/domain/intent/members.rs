@@ -145,7 +145,7 @@ pub(super) fn change(
 #[must_use]
 pub fn left_apart(node: &Address) -> Warning {
     let message = format!(
-        "{node} is dead and left as it is: replace it (replace_node) or take it out (remove_replica) next"
+        "{node} is dead and left as it is: replace it (replace_node) or take it out next (remove_replica; remove_sentinel if it is one)"
     );
     Warning { code: "left_apart".to_owned(), message }
 }

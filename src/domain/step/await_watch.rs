@@ -82,7 +82,10 @@ impl Action for AwaitWatch {
         for sentinel in &w.sentinels {
             let others = ids.iter().filter(|(a, _)| a != sentinel);
             let others = others.map(|(a, id)| {
-                (id.clone(), WatchedSentinel { address: Some(a.clone()), down: false })
+                (
+                    id.clone(),
+                    WatchedSentinel { address: Some(a.clone()), down: false, quiet: false },
+                )
             });
             let others = others.collect();
             let Some(Sighting::Seen(report)) = world.nodes.get_mut(sentinel) else { continue };

@@ -125,6 +125,8 @@ pub struct Group {
     pub members: Vec<Part>,
     /// `None` while nobody can say who it is; then the loss of any member is taken for its loss.
     pub primary: Option<Address>,
+    /// Its primary does not answer now: it has no vote in what comes next.
+    pub mute: bool,
     /// With fewer replicas its primary takes no writes (`min-replicas-to-write`).
     pub least_replicas: usize,
 }
@@ -141,8 +143,8 @@ impl Group {
 pub enum Electors {
     /// A majority of the primaries that own slots.
     Primaries,
-    /// Sentinels. `parts` are those that answer; `needed` counts the others too.
-    Sentinels { parts: Vec<Part>, needed: usize },
+    /// Sentinels. `parts` are those that answer, of `all`; `needed` counts the others too.
+    Sentinels { parts: Vec<Part>, all: usize, needed: usize },
     /// A person.
     Nobody,
 }
@@ -175,12 +177,14 @@ pub fn scene(wanted: &Topology, seen: &Observation) -> Scene {
     };
     let least = wanted.spec.settings().get("min-replicas-to-write");
     let least_replicas = least.and_then(|n| n.parse().ok()).unwrap_or(0);
-    let group = |(shard, slots): (&Shard, SlotSet)| Group {
-        id: shard.id,
-        least_replicas,
-        members: living(shard),
-        primary: view::primary_of(shard, &slots, seen).settled().cloned(),
-        slots,
+    let group = |(shard, slots): (&Shard, SlotSet)| {
+        let primary = view::primary_of(shard, &slots, seen).settled().cloned();
+        let mute = match &primary {
+            Some(primary) => !answers(&primary),
+            None => !shard.members.iter().any(|member| answers(&member)),
+        };
+        let (id, members) = (shard.id, living(shard));
+        Group { id, mute, least_replicas, members, primary, slots }
     };
     let electors = match &wanted.spec {
         Spec::Cluster(_) => Electors::Primaries,
@@ -190,6 +194,7 @@ pub fn scene(wanted: &Topology, seen: &Observation) -> Scene {
             let majority = all.len() / 2 + 1;
             Electors::Sentinels {
                 parts: all.iter().filter(answers).map(part).collect(),
+                all: all.len(),
                 needed: spec.quorum.map_or(majority, |q| majority.max(usize::from(q))),
             }
         }

@@ -26,7 +26,8 @@ fn cluster(shards: &[&[&str]]) -> Vec<Group> {
     let group = |(i, (members, slots)): (usize, (&&[&str], SlotSet))| {
         let members: Vec<Part> = members.iter().map(part).collect();
         let id = ShardId::derive(TopologyId(uuid::Uuid::nil()), u32::try_from(i).unwrap());
-        Group { id, slots, primary: Some(members[0].address.clone()), members, least_replicas: 0 }
+        let primary = Some(members[0].address.clone());
+        Group { id, slots, primary, members, mute: false, least_replicas: 0 }
     };
     shards.iter().zip(shares).enumerate().map(group).collect()
 }
@@ -170,6 +171,7 @@ fn drawn(sketch: &Sketch) -> Vec<Group> {
             slots: if *owns { share } else { SlotSet::empty() },
             primary: known.then(|| members[members.len() / 2].address.clone()),
             members,
+            mute: false,
             least_replicas: 0,
         });
     }
@@ -285,7 +287,8 @@ fn one_shard(members: &[&str], electors: Electors) -> Scene {
 }
 
 fn watched_by(sentinels: &[&str], needed: usize) -> Electors {
-    Electors::Sentinels { parts: sentinels.iter().map(|s| part(s)).collect(), needed }
+    let parts: Vec<Part> = sentinels.iter().map(|s| part(s)).collect();
+    Electors::Sentinels { all: parts.len(), parts, needed }
 }
 
 #[test]

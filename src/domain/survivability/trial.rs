@@ -9,8 +9,10 @@ pub(super) struct Trial<'a> {
     pub(super) electors: &'a Electors,
     /// The members of all groups, then the Sentinels.
     pub(super) parts: Vec<Seated<'a>>,
-    /// How many have a vote.
+    /// How many have a vote, whether they answer or not.
     pub(super) voters: usize,
+    /// How many of them can give it now.
+    present: usize,
 }
 
 /// A part, and what hangs on it.
@@ -31,6 +33,8 @@ struct Member {
     counts: bool,
     /// Its loss is the loss of its group's primary, or must be taken for it.
     leads: bool,
+    /// And with it the loss of a vote.
+    votes: bool,
 }
 
 /// What a failure does to one shard that has something to lose.
@@ -59,26 +63,31 @@ impl<'a> Trial<'a> {
         let mut parts = Vec::new();
         for (index, group) in groups.iter().enumerate() {
             let leader = group.leader();
-            parts.extend(group.members.iter().map(|part| Seated {
-                part,
-                member: Some(Member {
+            parts.extend(group.members.iter().map(|part| {
+                let leads = leader.is_none_or(|leader| *leader == part.address);
+                let member = Member {
                     group: index,
                     of: group.members.len(),
                     least: group.least_replicas + 1,
                     counts: counts(group),
-                    leads: leader.is_none_or(|leader| *leader == part.address),
-                }),
+                    leads,
+                    votes: leads && !group.mute,
+                };
+                Seated { part, member: Some(member) }
             }));
         }
-        let voters = match electors {
-            Electors::Primaries => groups.iter().filter(|g| counts(g)).count(),
-            Electors::Sentinels { parts: sentinels, .. } => {
-                parts.extend(sentinels.iter().map(|part| Seated { part, member: None }));
-                sentinels.len()
+        let (voters, present) = match electors {
+            Electors::Primaries => {
+                let all = groups.iter().filter(|g| counts(g));
+                (all.clone().count(), all.filter(|g| !g.mute).count())
             }
-            Electors::Nobody => 0,
+            Electors::Sentinels { parts: sentinels, all, .. } => {
+                parts.extend(sentinels.iter().map(|part| Seated { part, member: None }));
+                (*all, sentinels.len())
+            }
+            Electors::Nobody => (0, 0),
         };
-        Self { groups, electors, parts, voters }
+        Self { groups, electors, parts, voters, present }
     }
 
     /// How many votes a promotion takes.
@@ -116,24 +125,25 @@ impl<'a> Trial<'a> {
 
     fn pair_survived(&self, a: &Seated, b: &Seated) -> bool {
         let leads = |m: Option<&Member>| usize::from(m.is_some_and(|m| m.leads));
+        let votes = |m: Option<&Member>| usize::from(m.is_some_and(|m| m.votes));
         let [left, right] = [a, b].map(|s| s.member.as_ref().filter(|m| m.counts));
         let together = matches!((left, right), (Some(l), Some(r)) if l.group == r.group);
         // Who has too few members left takes no writes, or is gone.
         let few = |m: Option<&Member>, gone: usize| m.is_some_and(|m| m.of < m.least + gone);
-        let (few, headless) = if together {
-            (few(left, 2), leads(left).max(leads(right)))
+        let (few, headless, lost) = if together {
+            (few(left, 2), leads(left).max(leads(right)), votes(left).max(votes(right)))
         } else {
-            (few(left, 1) || few(right, 1), leads(left) + leads(right))
+            (few(left, 1) || few(right, 1), leads(left) + leads(right), votes(left) + votes(right))
         };
         let sentinels = usize::from(a.member.is_none()) + usize::from(b.member.is_none());
-        !few && self.answers(headless, self.voters_left(headless, sentinels))
+        !few && self.answers(headless, self.voters_left(lost, sentinels))
     }
 
-    /// Who can vote after so many primaries and Sentinels are lost.
-    fn voters_left(&self, headless: usize, sentinels: usize) -> usize {
+    /// Who can vote after so many primaries that could and Sentinels are lost.
+    fn voters_left(&self, primaries: usize, sentinels: usize) -> usize {
         match self.electors {
-            Electors::Primaries => self.voters - headless,
-            Electors::Sentinels { .. } => self.voters - sentinels,
+            Electors::Primaries => self.present.saturating_sub(primaries),
+            Electors::Sentinels { .. } => self.present.saturating_sub(sentinels),
             Electors::Nobody => 0,
         }
     }
@@ -209,7 +219,8 @@ impl<'a> Trial<'a> {
             }
         }
         // A shard that is emptied has lost its vote like one that lost its primary.
-        let voters_left = self.voters_left(emptied.len() + headless.len(), sentinels);
+        let voted = emptied.iter().chain(&headless).filter(|&&g| !self.groups[g].mute).count();
+        let voters_left = self.voters_left(voted, sentinels);
         let answered = self.answers(headless.len(), voters_left);
         if !answered {
             refusing.retain(|group| !headless.contains(group));

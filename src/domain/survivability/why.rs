@@ -109,6 +109,14 @@ impl Trial<'_> {
             ([], []) if toll.thinned.is_empty() => {
                 format!("{name} {holds} members of shards without slots alone, so no key is lost")
             }
+            ([], []) if !quorum => format!(
+                "{name} {holds} no primary that answers, only members of {}; {votes}, so the whole cluster stays down",
+                shards(&toll.thinned)
+            ),
+            ([], []) if toll.voters_left < self.voters => format!(
+                "{name} {holds} no primary that answers, only members of {}; {votes}",
+                shards(&toll.thinned)
+            ),
             ([], []) => format!(
                 "{name} {holds} no primary, only replicas of {}; all primaries are left",
                 shards(&toll.thinned)

@@ -12,6 +12,9 @@ use super::value::{items, pairs, text};
 use crate::domain::node::Address;
 use crate::domain::sentinel::{SentinelView, Watch, WatchedReplica, WatchedSentinel};
 
+/// Sentinels announce themselves every two seconds: one that has not for so long watches no more.
+const QUIET_MS: u64 = 10_000;
+
 /// A Sentinel may watch very many; of so many it is asked the rest.
 const WATCHES: usize = 64;
 /// Of each, so many replicas and Sentinels are believed to be.
@@ -118,7 +121,8 @@ impl Fields {
     fn sentinel(&self) -> Option<(String, WatchedSentinel)> {
         let (id, flags) = (self.text("runid"), self.flags());
         let down = flags.contains("s_down") || flags.contains("disconnected");
-        (!id.is_empty()).then(|| (id, WatchedSentinel { address: self.address(), down }))
+        let quiet = self.number::<u64>("last-hello-message") > QUIET_MS;
+        (!id.is_empty()).then(|| (id, WatchedSentinel { address: self.address(), down, quiet }))
     }
 }
 

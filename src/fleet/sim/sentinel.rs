@@ -236,7 +236,10 @@ impl Watched {
             age_ms: now.saturating_sub(r.info_at.unwrap_or(r.since)),
         };
         let other = |(id, o): (&String, &Other)| {
-            (id.clone(), WatchedSentinel { address: Some(o.at.clone()), down: o.down })
+            (
+                id.clone(),
+                WatchedSentinel { address: Some(o.at.clone()), down: o.down, quiet: false },
+            )
         };
         Watch {
             primary: Some(self.at.clone()),

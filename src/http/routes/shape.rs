@@ -8,6 +8,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::topologies::{LayoutView, find, last_seen};
 use crate::domain::id::{PlanId, ShardId};
+use crate::domain::lineage;
 use crate::domain::node::Address;
 use crate::domain::observation::{Mark, Observation, OpenSlot};
 use crate::domain::refusal::Refusal;
@@ -262,6 +263,8 @@ pub async fn endpoints(
         .shards()
         .iter()
         .any(|(s, slots)| matches!(view::primary_of(s, slots, &seen), Primary::Contested(_)));
+    let split = layout.lone().is_some_and(|shard| !lineage::rivals(shard, &seen).is_empty());
+    let contested = contested || split;
     let master_name = match &stored.wanted.spec {
         Spec::Sentinel(s) => Some(s.master_name.clone()),
         Spec::Cluster(_) | Spec::Replication(_) => None,

@@ -216,7 +216,7 @@ fn strangers(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
                 why: format!(
                     "{sentinel} knows the Sentinel {address}, which is none of this topology and takes part in it"
                 ),
-                recovery: "If it is to go, send it SENTINEL REMOVE with the master_name; if it is to stay, add it (accept_drift, or PUT with it among the sentinels). Then retry the plan.",
+                recovery: "If it is to go, send it SENTINEL REMOVE with the master_name, and the others forget it by a repair ten seconds later; if it is to stay, add it (accept_drift, or PUT with it among the sentinels). Then retry the plan.",
             });
         }
     }

@@ -166,7 +166,8 @@ fn one_that_still_watches_is_a_stranger() {
     for n in 0..3 {
         if let Some(Sighting::Seen(report)) = seen.nodes.get_mut(&watcher(n).address) {
             let watch = report.sentinel.as_mut().unwrap().watches.get_mut("m").unwrap();
-            let other = WatchedSentinel { address: Some(address.clone()), down: false };
+            let other =
+                WatchedSentinel { address: Some(address.clone()), down: false, quiet: false };
             watch.sentinels.insert("another".to_owned(), other);
         }
     }
