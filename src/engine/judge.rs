@@ -17,10 +17,15 @@ use crate::store::topologies::StoredTopology;
 
 /// The rules that are judged here: what waits until nothing else is at work, and what does not.
 const RULES: &[Rule] = &[Rule::Drift];
-const ALARMS: &[Rule] =
-    &[Rule::SplitBrain, Rule::EmptiedPrimary, Rule::SentinelsDisagree, Rule::NoPrimary];
+const ALARMS: &[Rule] = &[
+    Rule::SplitBrain,
+    Rule::EmptiedPrimary,
+    Rule::SentinelsDisagree,
+    Rule::NoPrimary,
+    Rule::StrangeReplica,
+];
 /// Where nodes elect a new primary, that is over by then as a rule.
-const LEADERLESS_AT_LEAST: Duration = Duration::from_secs(10);
+const LASTS_AT_LEAST: Duration = Duration::from_secs(10);
 /// After a failover Sentinels differ for a moment.
 const DISAGREE_AT_LEAST: Duration = Duration::from_secs(10);
 /// A finding that is open is written this often at least.
@@ -37,8 +42,8 @@ pub struct Judge {
     alarmed: Instant,
     /// Since when the Sentinels name different primaries.
     disagree_since: Option<Instant>,
-    /// Since when shards have no primary.
-    leaderless: BTreeMap<Subject, Instant>,
+    /// Since when there is what counts only when it lasts.
+    since: BTreeMap<(Rule, Subject), Instant>,
     /// The differences that the open finding tells of; none where none is open.
     told: Differences,
     written: Instant,
@@ -60,7 +65,7 @@ impl Judge {
             alarms,
             alarmed: now,
             disagree_since: None,
-            leaderless: BTreeMap::new(),
+            since: BTreeMap::new(),
             told,
             written: now,
         })
@@ -115,17 +120,14 @@ impl Judge {
         (since.elapsed() >= DISAGREE_AT_LEAST).then_some(finding)
     }
 
-    /// Shards that have had no primary for a while.
-    fn without_primary(&mut self, wanted: &Topology, seen: &Observation) -> Vec<Finding> {
-        let mut now = leaderless::findings(wanted, seen);
-        self.leaderless.retain(|subject, _| now.iter().any(|f| f.subject == *subject));
+    /// Those of them that have been there for a while, or were told of already.
+    fn lasting(&mut self, mut now: Vec<Finding>) -> Vec<Finding> {
+        let about = |f: &Finding| (f.rule, f.subject.clone());
+        self.since.retain(|key, _| now.iter().any(|f| about(f) == *key));
         now.retain(|finding| {
-            let since = self.leaderless.entry(finding.subject.clone()).or_insert_with(Instant::now);
-            since.elapsed() >= LEADERLESS_AT_LEAST
-                || self
-                    .alarms
-                    .iter()
-                    .any(|f| (f.rule, &f.subject) == (finding.rule, &finding.subject))
+            let since = self.since.entry(about(finding)).or_insert_with(Instant::now);
+            since.elapsed() >= LASTS_AT_LEAST
+                || self.alarms.iter().any(|told| about(told) == about(finding))
         });
         now
     }
@@ -143,7 +145,12 @@ impl Judge {
         }
         let mut now = lone::findings(&stored.wanted, seen);
         now.extend(self.disagreement(&stored.wanted, seen));
-        now.extend(self.without_primary(&stored.wanted, seen));
+        let mut slow = leaderless::findings(&stored.wanted, seen);
+        // While a plan is at work, those that leave still follow.
+        if stored.active_plan.is_none() {
+            slow.extend(lone::strange_replicas(&stored.wanted, seen));
+        }
+        now.extend(self.lasting(slow));
         let about = |f: &Finding| (f.rule, f.subject.clone());
         let same = now.iter().map(about).eq(self.alarms.iter().map(about));
         let refresh = !now.is_empty() && self.alarmed.elapsed() >= WRITE_AT_LEAST;

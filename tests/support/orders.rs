@@ -25,8 +25,9 @@ pub async fn shards(world: &World) -> Vec<(usize, Vec<usize>)> {
     shards.iter().map(|s| (number(&s["primary"]), replicas(s))).collect()
 }
 
+/// Sentinels take two failover timeouts to mend a chain of replicas.
 pub async fn phase(world: &World, wanted: &str) {
-    until("the phase", Duration::from_secs(40), async || {
+    until("the phase", Duration::from_secs(90), async || {
         let status = world.client.get(TOPOLOGY).await.unwrap()["status"].clone();
         if status["phase"] == wanted { Ok(()) } else { Err(status.to_string()) }
     })

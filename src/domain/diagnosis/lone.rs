@@ -1,6 +1,8 @@
 //! What can happen to a lone shard that no quorum keeps from it: two nodes that take writes, and a
 //! primary that was started anew with nothing.
 
+use std::collections::BTreeSet;
+
 use serde_json::json;
 
 use super::{Finding, Remedy, Rule, Severity, Subject};
@@ -13,6 +15,34 @@ use crate::domain::topology::{Shard, Topology};
 pub fn findings(want: &Topology, seen: &Observation) -> Vec<Finding> {
     let Some(shard) = want.layout.lone() else { return vec![] };
     split(shard, seen).into_iter().chain(emptied(shard, seen)).collect()
+}
+
+/// Nodes that follow the primary and are none of the topology: one that was replaced while it was dead
+/// comes back like this. It does no harm, but nobody looks after it.
+#[must_use]
+pub fn strange_replicas(want: &Topology, seen: &Observation) -> Vec<Finding> {
+    let Some(shard) = want.layout.lone() else { return vec![] };
+    let primary = lineage::primary_of(shard, seen);
+    let Some((primary, report)) = primary.settled().and_then(|p| Some((p, seen.report(p)?))) else {
+        return vec![];
+    };
+    let ours: BTreeSet<&Address> = want.spec.nodes().iter().map(|n| &n.address).collect();
+    let attached = report.replication.replicas.iter().map(|a| &a.address);
+    let finding = |node: &Address| {
+        Finding {
+        rule: Rule::StrangeReplica,
+        severity: Severity::Info,
+        title: format!("{node} follows {primary} and is no node of this topology"),
+        detail: format!("{primary} lists {node} among its replicas"),
+        evidence: json!({ "node": node, "primary": primary }),
+        subject: Subject { node: Some(node.clone()), shard: Some(shard.id) },
+        remedy: Remedy {
+            text: "Detach it (REPLICAOF NO ONE) and empty it (FLUSHALL); add_replica takes it then, if it is to be one. Leave it where somebody keeps it on purpose.".to_owned(),
+            intent: None,
+        },
+    }
+    };
+    attached.filter(|node| !ours.contains(node)).map(finding).collect()
 }
 
 fn split(shard: &Shard, seen: &Observation) -> Option<Finding> {

@@ -30,6 +30,8 @@ pub enum Rule {
     EmptiedPrimary,
     /// A shard has no primary that answers, and it lasts.
     NoPrimary,
+    /// A node that is none of the topology follows its primary.
+    StrangeReplica,
 }
 
 /// How bad a finding is.
@@ -87,6 +89,7 @@ impl Rule {
             Self::SentinelsDisagree => "sentinels_disagree",
             Self::EmptiedPrimary => "emptied_primary",
             Self::NoPrimary => "no_primary",
+            Self::StrangeReplica => "strange_replica",
         }
     }
 }

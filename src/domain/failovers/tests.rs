@@ -4,7 +4,8 @@ use super::*;
 use crate::domain::id::TopologyId;
 use crate::domain::node::{ClusterNodeId, Flavor, NodeKind, Version};
 use crate::domain::observation::{
-    ClusterView, HoldMark, Mark, Memory, Peer, Persistence, Replication, Sighting, Silence,
+    ClusterView, DeposedMark, HoldMark, Mark, Memory, Peer, Persistence, Replication, Sighting,
+    Silence,
 };
 use crate::domain::topology::Shards;
 
@@ -236,6 +237,60 @@ fn a_plan_and_another_hand_are_told_apart() {
     assert_eq!(kinds(&told), ["failover.started", "failover.completed"]);
     assert_eq!(completed(&told).cause, Cause::External);
     assert_eq!(case.look(2000, one(Role::Primary), two(Role::Replica)), []);
+}
+
+/// Started again from a file that has it follow a sibling, and nobody has taken its place.
+#[test]
+fn a_primary_that_comes_back_as_a_replica_is_missing() {
+    let mut case = Case::new();
+    let replica = |n| report(n, Role::Replica, 90, false);
+    assert_eq!(case.look(1000, replica(1), replica(2)), []);
+    assert_eq!(case.look(3000, replica(1), replica(2)), []);
+    assert_eq!(kinds(&case.look(5000, replica(1), replica(2))), ["failover.detected"]);
+    let told: Vec<Told> =
+        (6..100).flat_map(|second| case.look(second * 1000, replica(1), replica(2))).collect();
+    assert_eq!(kinds(&told), ["failover.failed"]);
+    // While a plan is at work it is the plan's doing.
+    let mut case = Case::new();
+    case.plan = Some(PlanId(Uuid::nil()));
+    let told: Vec<Told> =
+        (1..9).flat_map(|second| case.look(second * 1000, replica(1), replica(2))).collect();
+    assert_eq!(told, []);
+}
+
+#[test]
+fn a_forced_hand_over_is_the_plan_s() {
+    let mut case = Case::new();
+    case.down = true;
+    let replica = || report(2, Role::Replica, 90, false);
+    assert_eq!(kinds(&case.look(1000, silent(), replica())), ["failover.detected"]);
+    let deposed = DeposedMark {
+        shard: shard(),
+        successor: address(2),
+        run_id: String::new(),
+        replid: String::new(),
+        offset: 90,
+        forced: true,
+    };
+    case.marks = vec![Mark { node: address(1), what: MarkKind::Deposed(deposed) }];
+    case.plan = Some(PlanId(Uuid::nil()));
+    let done = completed(&case.look(2000, silent(), report(2, Role::Primary, 90, false)));
+    assert_eq!((done.cause, done.plan), (Cause::Planned, case.plan));
+}
+
+/// Clients wait from when a plan has writes held back, although the primary still says that it is one.
+#[test]
+fn the_pause_of_a_plan_is_counted() {
+    let mut case = Case::new();
+    let (one, two) = (|role| report(1, role, 100, false), |role| report(2, role, 100, false));
+    let hold = HoldMark { shard: shard(), until: at(60_000), elected: false };
+    case.marks = vec![Mark { node: address(2), what: MarkKind::Hold(hold) }];
+    case.plan = Some(PlanId(Uuid::nil()));
+    case.look(20, one(Role::Primary), two(Role::Replica));
+    case.look(40, one(Role::Primary), two(Role::Replica));
+    let done = completed(&case.look(60, one(Role::Replica), two(Role::Primary)));
+    assert!(done.unavailable_ms.unwrap().at_most >= 60, "{done:?}");
+    assert!(done.detected_at <= done.completed_at, "{done:?}");
 }
 
 #[test]

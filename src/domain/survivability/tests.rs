@@ -111,6 +111,26 @@ fn a_shard_without_slots_neither_votes_nor_counts() {
 }
 
 #[test]
+fn a_primary_that_is_silent_now_has_no_vote_in_what_comes_next() {
+    let mut groups = cluster(&[&["a1", "b2"], &["b1", "c2"], &["c1", "a2"]]);
+    groups[0].mute = true;
+    let loss = what_if(&groups, &nodes(&["b1"]));
+    assert_eq!((loss.outcome, loss.voters_left, loss.voters_needed), (Outcome::NoQuorum, 1, 2));
+    // Its own replica is no further loss of a vote.
+    let loss = what_if(&groups, &nodes(&["a1"]));
+    assert_eq!((loss.outcome, loss.voters_left), (Outcome::Failover, 2));
+    groups[1].mute = true;
+    let loss = what_if(&groups, &nodes(&["a2"]));
+    assert_eq!((loss.outcome, loss.voters_left), (Outcome::NoQuorum, 1));
+    assert!(
+        loss.why
+            .contains("1 of 3 voters is left and 2 are needed, so the whole cluster stays down"),
+        "{}",
+        loss.why
+    );
+}
+
+#[test]
 fn the_json_is_that_of_the_contract() {
     let groups = cluster(&[&["a1", "b2"], &["b1", "c2"], &["c1", "a2"]]);
     let json = serde_json::to_value(survivability(&groups)).unwrap();

@@ -1,6 +1,7 @@
 //! The same for topologies with one lone shard.
 
 use super::*;
+use crate::domain::diagnosis::{Rule, leaderless, lone};
 use crate::domain::intent::{
     AddReplicaIntent, DissolveIntent, DrainIntent, FailoverIntent, NodeChoice, RemoveReplicaIntent,
     RepairIntent, ReplaceNodeIntent, accept_drift, dissolve, drain, failover, members, repair,
@@ -258,6 +259,66 @@ fn two_primaries_wait_for_a_person() {
     let plan = forecast(&ask(&want, &seen, &terms, &policy));
     assert_eq!(plan.hazards()[0].id, format!("lost_writes:{}", address(rival)));
     assert_eq!(lead(&want, &fold(&want, &seen, &terms)), primary);
+}
+
+#[test]
+fn findings_name_the_node_with_the_data() {
+    let (want, mut seen) = made(2, 3);
+    let primary = lead(&want, &seen);
+    let back = (0..3).find(|n| address(*n) != primary).unwrap();
+    let alone = report(&mut seen, back);
+    (alone.role, alone.keys, alone.replication.primary) = (Role::Primary, 0, None);
+    let mark = EmptiedMark { run_id: alone.run_id.clone(), keys: 9, offset: 5 };
+    seen.marks.push(Mark { node: address(back), what: MarkKind::Emptied(mark) });
+    // One that came back with nothing beside a primary with the data is not to be replaced.
+    assert_eq!(lone::findings(&want, &seen), vec![]);
+    report(&mut seen, back).keys = 1;
+    let found = lone::findings(&want, &seen);
+    assert_eq!(found.iter().map(|f| f.rule).collect::<Vec<_>>(), [Rule::SplitBrain]);
+    assert!(found[0].remedy.text.contains(&format!("for example {primary};")), "{found:?}");
+    // With nobody else it is.
+    report(&mut seen, back).keys = 0;
+    for n in 0..3 {
+        if n != back {
+            let other = report(&mut seen, n);
+            (other.role, other.replication.primary) = (Role::Replica, Some(address(back)));
+        }
+    }
+    let found = lone::findings(&want, &seen);
+    assert_eq!(found.iter().map(|f| f.rule).collect::<Vec<_>>(), [Rule::EmptiedPrimary]);
+}
+
+#[test]
+fn a_node_that_follows_unasked_is_told() {
+    let (want, mut seen) = made(1, 2);
+    assert_eq!(lone::strange_replicas(&want, &seen), vec![]);
+    let primary = lead(&want, &seen);
+    let n = (0..2).find(|n| address(*n) == primary).unwrap();
+    let mut attached = report(&mut seen, n).replication.replicas[0].clone();
+    attached.address = address(77);
+    report(&mut seen, n).replication.replicas.push(attached);
+    let found = lone::strange_replicas(&want, &seen);
+    assert_eq!((found.len(), found[0].subject.node.clone()), (1, Some(address(77))));
+}
+
+#[test]
+fn a_shard_without_a_primary_is_a_finding_that_says_who_is_there() {
+    let (want, mut seen) = made(1, 2);
+    assert_eq!(leaderless::findings(&want, &seen), vec![]);
+    for n in 0..2 {
+        let waits = report(&mut seen, n);
+        (waits.role, waits.replication.link_up) = (Role::Replica, false);
+        waits.replication.primary = Some(address(1 - n));
+        waits.replication.replicas.clear();
+        waits.replication.offset = u64::from(n);
+    }
+    let found = leaderless::findings(&want, &seen);
+    assert_eq!((found.len(), found[0].rule), (1, Rule::NoPrimary));
+    assert!(
+        found[0].detail.contains(&format!("{} waits for {}", address(0), address(1))),
+        "{found:?}"
+    );
+    assert!(found[0].remedy.text.contains(&format!("\"to\": \"{}\"", address(1))), "{found:?}");
 }
 
 #[test]
