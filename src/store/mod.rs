@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use sqlx::PgPool;
+use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
 use crate::domain::refusal::Refusal;
@@ -31,6 +32,8 @@ static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
 
 /// Between two tries to reach a database that is away.
 const AGAIN: Duration = Duration::from_millis(500);
+/// How long a database may take to let anybody in who brings its schema up to date.
+const MIGRATES_WITHIN: Duration = Duration::from_secs(20);
 
 /// The database. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -66,16 +69,7 @@ impl StoreError {
     /// intervention (shutdown, crash recovery); 08: connection.
     #[must_use]
     pub fn is_outage(&self) -> bool {
-        let broken = matches!(
-            self,
-            Self::Database(
-                sqlx::Error::Io(_)
-                    | sqlx::Error::Tls(_)
-                    | sqlx::Error::PoolTimedOut
-                    | sqlx::Error::PoolClosed
-                    | sqlx::Error::WorkerCrashed
-            )
-        );
+        let broken = matches!(self, Self::Database(error) if is_outage(error));
         broken || self.sqlstate().is_some_and(|c| c.starts_with("57P") || c.starts_with("08"))
     }
 
@@ -154,8 +148,19 @@ impl Store {
         }
     }
 
+    /// Brings the schema up to date. A database that is slow to let anybody in is asked again.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        Ok(MIGRATOR.run(&self.pool).await?)
+        let began = Instant::now();
+        loop {
+            match MIGRATOR.run(&self.pool).await {
+                Err(MigrateError::Execute(error))
+                    if began.elapsed() < MIGRATES_WITHIN && is_outage(&error) =>
+                {
+                    tokio::time::sleep(AGAIN).await;
+                }
+                ended => return Ok(ended?),
+            }
+        }
     }
 
     /// Whether the database answers and has every migration that this version needs.
@@ -176,6 +181,17 @@ impl Store {
         self.beats.close().await;
         self.pool.close().await;
     }
+}
+
+fn is_outage(error: &sqlx::Error) -> bool {
+    matches!(
+        error,
+        sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed
+    )
 }
 
 /// Reads an enum from the word that a text column holds.

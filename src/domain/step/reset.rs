@@ -58,9 +58,8 @@ pub(super) fn resetting(
     let functions = primary.is_some_and(|report| report.functions);
     let keys = primary.is_some() && flushes;
     let writes = keys.then_some(Verb::FlushAll).into_iter();
-    let writes: Vec<Verb> = writes.chain(functions.then_some(Verb::FlushFunctions)).collect();
-    let writes = if writes.is_empty() { writes } else { unguarded(node, seen, writes) };
-    confirmed(node, identity, writes.into_iter().chain([Verb::ResetHard]))
+    let writes = writes.chain(functions.then_some(Verb::FlushFunctions));
+    confirmed(node, identity, writes.chain([Verb::ResetHard]))
 }
 
 fn confirmed(
@@ -72,9 +71,10 @@ fn confirmed(
     verbs.map(|verb| Command::new(node, verb)).collect()
 }
 
-/// What a node says to this setting, if it says more than 0.
+/// What a node outside of clusters says to this setting, if it says more than 0.
 fn guard(node: &Address, seen: &Observation) -> Option<String> {
-    let value = seen.report(node)?.settings.get(LEAST_REPLICAS)?;
+    let report = seen.report(node).filter(|report| !report.cluster_enabled)?;
+    let value = report.settings.get(LEAST_REPLICAS)?;
     (value != "0").then(|| value.clone())
 }
 

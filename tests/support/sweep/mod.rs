@@ -205,7 +205,11 @@ impl Sweep {
         // There are many more looks than commands, and to miss one changes less.
         let looks = (0..findings.looks).filter(|_| looks).flat_map(look);
         let looks = looks.step_by(if stride > 1 { stride * 7 } else { 1 });
-        let faults: Vec<Fault> = commands.chain(looks).collect();
+        let mut faults: Vec<Fault> = commands.chain(looks).collect();
+        // To look at one again, as it was told: `REEVE_SWEEP_CASE='Command(9, LoseTarget)'`.
+        if let Ok(only) = std::env::var("REEVE_SWEEP_CASE") {
+            faults.retain(|fault| format!("{fault:?}") == only);
+        }
         for fault in faults {
             findings.cases += 1;
             let mut counted = Findings::default();

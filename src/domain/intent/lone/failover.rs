@@ -73,7 +73,25 @@ pub fn amend(
             });
         }
     }
+    warnings.extend(silent_sentinels(now, seen));
     Ok(Amendment { spec: None, layout: now.layout.clone(), terms, warnings })
+}
+
+/// Who does not hear of the new primary goes on naming the old one to clients.
+fn silent_sentinels(now: &Topology, seen: &Observation) -> Option<Warning> {
+    let all = now.layout.sentinels();
+    let silent = all.iter().filter(|sentinel| seen.report(sentinel).is_none());
+    let silent: Vec<String> = silent.map(ToString::to_string).collect();
+    if silent.is_empty() {
+        return None;
+    }
+    let message = format!(
+        "{} of {} Sentinels do not answer ({}): they name the old primary to clients until they are back, and the plan waits for those that are only slow; better mend them first",
+        silent.len(),
+        all.len(),
+        silent.join(", ")
+    );
+    Some(Warning { code: "sentinels_silent".to_owned(), message })
 }
 
 fn refuse_other_names(intent: &FailoverIntent, shard: &Shard) -> Result<(), Refusal> {

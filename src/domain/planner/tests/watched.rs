@@ -124,6 +124,18 @@ fn a_failover_goes_through_a_sentinel() {
 }
 
 #[test]
+fn sentinels_that_do_not_answer_are_warned_of() {
+    let (now, mut seen) = made(2, 3);
+    let asked = FailoverIntent::default();
+    assert_eq!(failover::amend(&asked, &now, &seen).unwrap().warnings, vec![]);
+    let silent = now.layout.sentinels()[0].clone();
+    seen.nodes.remove(&silent);
+    let warnings = failover::amend(&asked, &now, &seen).unwrap().warnings;
+    assert_eq!(warnings[0].code, "sentinels_silent");
+    assert!(warnings[0].message.starts_with("1 of 3 Sentinels do not answer"), "{warnings:?}");
+}
+
+#[test]
 fn an_old_primary_that_came_back_is_waited_for() {
     let (now, mut seen) = made(3, 3);
     let shard = now.layout.lone().unwrap().clone();
