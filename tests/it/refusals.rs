@@ -70,8 +70,8 @@ async fn a_spec_that_makes_no_sense_is_told_where() {
     let cases = [
         (with("/spec/mode", json!("pool")), "/spec/mode", "cluster"),
         (with("/spec/shards", json!(0)), "/spec/shards", "3 or more"),
-        (with("/spec/shards", json!("three")), "/spec/shards", "u16"),
-        (with("/spec/shards", json!(-1)), "/spec/shards", "u16"),
+        (with("/spec/shards", json!("three")), "/spec/shards", "a whole number"),
+        (with("/spec/shards", json!(-1)), "/spec/shards", "a whole number"),
         (with("/spec/shards", json!(4)), "/spec/nodes", "add nodes"),
         (with("/spec/nodes/1/address", json!(twice)), "/spec/nodes/1/address", "listed twice"),
         (with("/spec/nodes/1/address", json!("nowhere")), "/spec/nodes/1/address", "host:port"),
