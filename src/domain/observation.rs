@@ -334,6 +334,21 @@ impl MarkKind {
         }
     }
 
+    /// What a primary had before it was started anew with nothing, if the mark is about that.
+    #[must_use]
+    pub fn emptied(&self) -> Option<&EmptiedMark> {
+        match self {
+            Self::Emptied(emptied) => Some(emptied),
+            Self::Setting(_)
+            | Self::Unwritten
+            | Self::Identity(_)
+            | Self::Hold(_)
+            | Self::OpenSlots(_)
+            | Self::Paused(_)
+            | Self::Deposed(_) => None,
+        }
+    }
+
     /// The setting that is changed for a while, if the mark is about one.
     #[must_use]
     pub fn setting(&self) -> Option<&SettingMark> {

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{Finding, Remedy, Rule, Severity, Subject};
 use crate::domain::lineage::{self, Claim};
 use crate::domain::node::Address;
-use crate::domain::observation::{EmptiedMark, Mark, MarkKind, Observation, Report, Role};
+use crate::domain::observation::{EmptiedMark, Mark, Observation, Report, Role};
 use crate::domain::topology::{Shard, Topology};
 
 #[must_use]
@@ -105,14 +105,5 @@ fn emptied<'a>(shard: &'a Shard, seen: &'a Observation) -> impl Iterator<Item = 
     };
     let alone = move |m: &&Mark| !another(&m.node);
     let of_shard = seen.marks.iter().filter(|m| shard.members.contains(&m.node));
-    of_shard.filter(alone).filter_map(move |m| match &m.what {
-        MarkKind::Emptied(mark) => Some(finding(mark, &m.node)),
-        MarkKind::Setting(_)
-        | MarkKind::Unwritten
-        | MarkKind::Identity(_)
-        | MarkKind::Hold(_)
-        | MarkKind::OpenSlots(_)
-        | MarkKind::Paused(_)
-        | MarkKind::Deposed(_) => None,
-    })
+    of_shard.filter(alone).filter_map(move |m| Some(finding(m.what.emptied()?, &m.node)))
 }
