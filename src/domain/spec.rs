@@ -436,10 +436,11 @@ impl Spec {
                     );
                     wrong.push(FieldError::new(format!("/{list}/{i}/address"), detail));
                 }
-                if node.zone.trim().is_empty() || node.zone.len() > 128 {
+                let control = node.zone.contains(char::is_control);
+                if node.zone.trim().is_empty() || node.zone.len() > 128 || control {
                     wrong.push(FieldError::new(
                         format!("/{list}/{i}/zone"),
-                        "a zone is a name of 1 to 128 characters; use one name for all nodes where there are no zones",
+                        "a zone is a name of 1 to 128 characters on one line; use one name for all nodes where there are no zones",
                     ));
                 }
                 if node.host.as_ref().is_some_and(|h| h.is_empty() || h.len() > 253) {

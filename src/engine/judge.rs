@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::Engine;
 use crate::domain::diagnosis::drift::{self, Differences};
 use crate::domain::diagnosis::steady::Steady;
-use crate::domain::diagnosis::{Finding, Rule, Subject, leaderless, lone, watched};
+use crate::domain::diagnosis::{Finding, Rule, Subject, crowded, leaderless, lone, watched};
 use crate::domain::id::TopologyId;
 use crate::domain::observation::Observation;
 use crate::domain::topology::Topology;
@@ -23,6 +23,7 @@ const ALARMS: &[Rule] = &[
     Rule::SentinelsDisagree,
     Rule::NoPrimary,
     Rule::StrangeReplica,
+    Rule::CrowdedPrimaries,
 ];
 /// Where nodes elect a new primary, that is over by then as a rule.
 const LASTS_AT_LEAST: Duration = Duration::from_secs(10);
@@ -146,9 +147,10 @@ impl Judge {
         let mut now = lone::findings(&stored.wanted, seen);
         now.extend(self.disagreement(&stored.wanted, seen));
         let mut slow = leaderless::findings(&stored.wanted, seen);
-        // While a plan is at work, those that leave still follow.
+        // While a plan is at work, those that leave still follow, and primaries change.
         if stored.active_plan.is_none() {
             slow.extend(lone::strange_replicas(&stored.wanted, seen));
+            slow.extend(crowded::finding(&stored.wanted, seen));
         }
         now.extend(self.lasting(slow));
         let about = |f: &Finding| (f.rule, f.subject.clone());

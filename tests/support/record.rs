@@ -39,7 +39,7 @@ pub struct Sight {
     pub epoch: u64,
     pub slots: SlotSet,
     pub open: Vec<OpenSlot>,
-    /// The epochs of all others, as it knows them.
+    /// The epochs of all other primaries, as it knows them: a replica shows that of its primary.
     pub epochs: BTreeMap<ClusterNodeId, u64>,
 }
 
@@ -97,6 +97,7 @@ impl Shim for Recorder {
 
 fn sight(at: &Address, report: &Report) -> Option<Sight> {
     let view = report.cluster.as_ref()?;
+    let primaries = view.peers.iter().filter(|(_, peer)| peer.role == Role::Primary);
     Some(Sight {
         at: at.clone(),
         node: view.my_id.clone(),
@@ -104,6 +105,6 @@ fn sight(at: &Address, report: &Report) -> Option<Sight> {
         epoch: view.my_epoch,
         slots: view.my_slots(),
         open: view.open.clone(),
-        epochs: view.peers.iter().map(|(id, peer)| (id.clone(), peer.epoch)).collect(),
+        epochs: primaries.map(|(id, peer)| (id.clone(), peer.epoch)).collect(),
     })
 }

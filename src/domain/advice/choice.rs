@@ -60,15 +60,18 @@ fn beyond(needs: &Needs, ops: f64) -> Vec<String> {
             tidy(needs.planned_gb()), assume.one_primary_gb
         ));
     }
-    if let Some(memory) = needs.node_memory_gb {
-        let node = Node::of(needs, Mode::Sentinel, 1);
-        if node.total_gb > memory {
-            why.push(format!(
-                "{} GiB of data need {} GiB of memory on one server, and each has {memory} GiB",
-                tidy(needs.planned_gb()),
-                tidy(node.total_gb)
-            ));
-        }
+    let node = Node::of(needs, Mode::Sentinel, 1);
+    let largest = assume.largest_server_gb;
+    let (memory, there) = match needs.node_memory_gb {
+        Some(memory) => (memory, format!("each has {memory} GiB")),
+        None => (largest, format!("the largest has {largest} GiB (assumptions.largest_server_gb)")),
+    };
+    if node.total_gb > memory {
+        why.push(format!(
+            "{} GiB of data need {} GiB of memory on one server, and {there}",
+            tidy(needs.planned_gb()),
+            tidy(node.total_gb)
+        ));
     }
     if ops > assume.node_ops {
         why.push(format!(
@@ -194,9 +197,9 @@ impl Choice {
                 ),
             );
         }
-        let mut replicas = 2;
+        let (mut replicas, mut readers) = (2, 0);
         if needs.scales_reads() {
-            let readers = (needs.reads() / needs.assume.node_ops).ceil().clamp(1.0, 1e6) as usize;
+            readers = (needs.reads() / needs.assume.node_ops).ceil().clamp(1.0, 1e6) as usize;
             replicas = replicas.max(readers + 1);
             self.rationale.push(format!(
                 "replicas serve the {} reads a second, {readers} of them at {} each and one more so that one may fail",
@@ -233,13 +236,20 @@ impl Choice {
             }
         }
         if self.replicas < replicas {
+            let overloaded = self.replicas < readers;
             self.notices.add(
                 "few_replicas",
-                Severity::Info,
+                if overloaded { Severity::Warning } else { Severity::Info },
                 format!(
-                    "the servers leave room for {} of {replicas} replicas: while one is away, there is {}{}",
+                    "the servers leave room for {} of {replicas} replicas: {}{}",
                     self.replicas,
-                    if self.replicas < 2 { "none" } else { "less redundancy" },
+                    match self.replicas {
+                        _ if overloaded => "the reads are more than they serve",
+                        n if readers > 0 && n == readers =>
+                            "while one is away, the reads are more than the others serve",
+                        0 | 1 => "while one is away, there is none",
+                        _ => "while one is away, there is less redundancy",
+                    },
                     self.more_replicas(needs, replicas)
                 ),
             );
@@ -334,7 +344,7 @@ impl Choice {
                 self.notices.add(
                     "too_few_nodes",
                     Severity::Critical,
-                    format!("a cluster in production has at least 6 nodes, 3 primaries with a replica each, and there are {servers}: without replicas the loss of any node is a loss of data; add {}", 2 * LEAST_SHARDS - servers),
+                    format!("a cluster in production has at least 6 nodes, 3 primaries with a replica each, and there are {servers}: without replicas the loss of any node is a loss of data; add {}", 2 * wanted - servers),
                 );
             }
             Some(servers) => {
@@ -393,7 +403,7 @@ impl Choice {
         }
         if self.replicas == 1 && needs.servers.is_none() {
             self.rationale.push(
-                "one replica for each shard is the least; a second one (9 nodes for 3 shards) keeps a shard redundant while a zone is away".to_owned(),
+                format!("one replica for each shard is the least; a second one ({} nodes for {} shards) keeps a shard redundant while a zone is away", self.shards * 3, self.shards),
             );
         }
         if needs.automatic == Some(false) {
@@ -517,6 +527,13 @@ impl Choice {
                 "whoever reaches a node may read and change everything: name a credential (credentials.admin)",
             ),
         }
+        if self.mode == Mode::Sentinel && names.admin.is_some() && names.sentinel.is_none() {
+            self.notices.add(
+                "sentinels_without_password",
+                Severity::Warning,
+                "whoever reaches a Sentinel may have it fail over: name a credential for them, too (credentials.sentinel)",
+            );
+        }
         if needs.sentinels.is_some() && self.mode != Mode::Sentinel {
             self.notices.add(
                 "sentinels_unused",
@@ -548,7 +565,22 @@ fn shards_by_data(needs: &Needs) -> Result<usize, Refusal> {
     let Some(memory) = needs.node_memory_gb else {
         let planned = needs.planned_gb() * (1.0 + assume.skew_percent / 100.0);
         // Beyond what a topology can have it is refused later, with the number.
-        return Ok((planned / assume.shard_gb).ceil().clamp(1.0, 1e12) as usize);
+        let usual = (planned / assume.shard_gb).ceil().clamp(1.0, 1e12) as usize;
+        let largest = assume.largest_server_gb;
+        let small = |shards: &usize| Node::of(needs, Mode::Cluster, *shards).total_gb <= largest;
+        return (usual..=most.max(usual)).find(small).map_or_else(
+            || {
+                let node = Node::of(needs, Mode::Cluster, most.max(usual));
+                refuse(
+                    "/assumptions/largest_server_gb",
+                    format!(
+                        "{} GiB of data over {} shards still need {} GiB on each server, and the largest has {largest}: say how large servers may be, or split the data over several topologies",
+                        tidy(needs.planned_gb()), most.max(usual), tidy(node.total_gb)
+                    ),
+                )
+            },
+            Ok,
+        );
     };
     let fits = |shards: &usize| {
         let node = Node::of(needs, Mode::Cluster, *shards);

@@ -16,6 +16,8 @@ mod sizing;
 mod tests;
 mod timing;
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -106,6 +108,13 @@ pub fn advise(request: &AdviceRequest) -> Result<Advice, Refusal> {
     let scene = scene(&plan);
     let survivability = survivability::survivability(&scene);
     judge(&needs, &mut choice, &lasting(scene, &survivability));
+    if survivability.survives.any_zone && may_crowd(&plan) {
+        choice.notices.add(
+            "primaries_may_crowd",
+            Severity::Info,
+            "the loss of any zone is survived while the primaries are spread over the zones, as they are at first: where failovers have brought too many into one, the finding crowded_primaries says so and which shard to hand back",
+        );
+    }
     let alternatives = alternatives::alternatives(&needs, &choice);
     let mut warnings = choice.notices.0;
     warnings.sort_by_key(|notice| notice.severity);
@@ -139,6 +148,21 @@ fn lasting(mut scene: Scene, now: &Survivability) -> Survivability {
     let [only] = scene.groups.as_mut_slice() else { return now.clone() };
     only.primary = None;
     survivability::survivability(&scene)
+}
+
+/// Whether failovers may bring so many primaries of a cluster into one zone that its loss leaves no
+/// majority of them.
+fn may_crowd(plan: &Plan) -> bool {
+    let (shards, places) = (plan.topology.layout.shards(), plan.topology.places());
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for (shard, _) in &shards {
+        let zones = shard.members.iter().filter_map(|m| Some(places.get(m)?.zone.as_str()));
+        for zone in zones.collect::<BTreeSet<_>>() {
+            *counts.entry(zone).or_default() += 1;
+        }
+    }
+    let needed = shards.len() / 2 + 1;
+    shards.len() > 1 && counts.values().any(|there| shards.len() - there < needed)
 }
 
 /// What is not survived is told, as bad as it is taken for.

@@ -143,23 +143,30 @@ impl<'a> Guide<'a> {
         match self.mode {
             Mode::Cluster => {
                 let timeout = self.needs.assume.node_timeout_ms;
-                let until = timing::cluster(timeout);
-                Automatic {
-                    by: "the cluster's own nodes".to_owned(),
-                    steps: vec![
-                        step(
-                            timing::cluster_detects(timeout),
-                            format!("the other nodes find {primary} dead (cluster-node-timeout is {timeout} ms) and a majority of the primaries agrees"),
-                        ),
+                let (found, until) = (timing::cluster_detects(timeout), timing::cluster(timeout));
+                let mut steps = vec![step(
+                    found,
+                    format!("the other nodes find {primary} dead (cluster-node-timeout is {timeout} ms) and a majority of the primaries agrees"),
+                )];
+                match self.replica {
+                    Some(replica) => steps.extend([
                         step(
                             until,
-                            format!("the replica with most of the data ({} if none is better) is elected by that majority and serves the shard's slots; clients that know clusters follow", name(self.replica)),
+                            format!("the replica with most of the data ({replica} if none is better) is elected by that majority and serves the shard's slots; clients that know clusters follow"),
                         ),
                         step(
                             until,
                             "Reeve tells of it: primary.changed and slots.covered in the journal".to_owned(),
                         ),
-                    ],
+                    ]),
+                    None => steps.push(step(
+                        found,
+                        "nobody can take over, since no shard has a replica: the whole cluster refuses clients (CLUSTERDOWN) until it is back; Reeve tells of it (slots.uncovered in the journal)".to_owned(),
+                    )),
+                }
+                Automatic {
+                    by: "the cluster's own nodes".to_owned(),
+                    steps,
                     unavailable: self.replica.map(|_| until),
                 }
             }
@@ -186,7 +193,7 @@ impl<'a> Guide<'a> {
                 }
             }
             Mode::Replication => Automatic {
-                by: "nobody: Reeve tells of it (node.down in the journal), and a person asks for a failover".to_owned(),
+                by: "nobody: Reeve tells of it (failover.detected and the finding no_primary; node.down where it stays away), and a person asks for a failover".to_owned(),
                 steps: vec![step(
                     Bounds { at_least_ms: 1_000, at_most_ms: 5_000 },
                     format!("Reeve finds {primary} down; the replicas go on answering reads"),
@@ -227,14 +234,26 @@ impl<'a> Guide<'a> {
 
     fn manual(&self) -> Vec<Task> {
         let (primary, replica) = (self.primary, self.replica);
+        if replica.is_none() {
+            return vec![Task {
+                text: format!(
+                    "Bring {} back with its data: no shard has a replica to promote. Add some before anything fails (the intent add_replica)",
+                    name(primary)
+                ),
+                api: self.get("/findings"),
+                command: None,
+            }];
+        }
         let mut tasks = vec![Task {
             text: format!(
                 "Hand over before a maintenance, while {} lives: nothing is lost{}",
                 name(primary),
-                if self.mode == Mode::Sentinel {
-                    " (by hand, with sentinel failover, the old primary would take writes for up to ten seconds more, and lose them)"
-                } else {
-                    ""
+                match self.mode {
+                    Mode::Sentinel =>
+                        " (by hand, with sentinel failover, the old primary would take writes for up to ten seconds more, and lose them)",
+                    Mode::Replication =>
+                        ". By hand, the other replicas have to be told of it, too (replicaof)",
+                    Mode::Cluster => "",
                 }
             ),
             api: self.failover(replica, "graceful"),
@@ -340,30 +359,37 @@ impl<'a> Guide<'a> {
                 seconds(at_least_ms),
                 seconds(at_most_ms)
             ),
+            None if self.replica.is_none() => "nothing takes over: it has to come back".to_owned(),
             None => "nothing takes over until you ask for a failover with method force".to_owned(),
         };
-        let mut tasks = vec![
-            Task {
-                text: "Ask first what would happen, with no node touched".to_owned(),
-                api: self.post("/what-if", json!({ "fail": { "zones": [self.zone] } })),
-                command: None,
-            },
+        let mut tasks = vec![Task {
+            text: "Ask first what would happen, with no node touched".to_owned(),
+            api: self.post("/what-if", json!({ "fail": { "zones": [self.zone] } })),
+            command: None,
+        }];
+        let then = match self.replica {
+            Some(_) => "see that it becomes a replica",
+            None => "see that all slots are served again",
+        };
+        tasks.extend(self.replica.map(|replica| {
             Task {
                 text:
                     "Hand over and back under load: no acknowledged write may be missing afterwards"
                         .to_owned(),
-                api: self.failover(self.replica, "graceful"),
+                api: self.failover(Some(replica), "graceful"),
                 command: None,
-            },
+            }
+        }));
+        tasks.extend([
             Task { text: self.killed(&expected), api: None, command: unit("KILL") },
             Task {
                 text: format!(
-                    "Freeze the primary, as a stuck disk would; {expected}. Then let it go on (CONT) and see that it becomes a replica"
+                    "Freeze the primary, as a stuck disk would; {expected}. Then let it go on (CONT) and {then}"
                 ),
                 api: None,
                 command: unit("STOP"),
             },
-        ];
+        ]);
         if let Some(zone) = self.zone {
             tasks.push(Task {
                 text: format!(
@@ -381,9 +407,13 @@ impl<'a> Guide<'a> {
         let assume = &self.needs.assume;
         let down = timing::restart_seconds(self.mode, assume);
         if self.mode == Mode::Cluster && assume.persistence {
-            return format!(
-                "Kill the primary; systemd starts it again {down} s later, before the others miss it: it goes on as primary when it has loaded its data, and nothing fails over"
-            );
+            // It has to start and load within that time, too.
+            let misses = if assume.node_timeout_ms >= (down * 2000) as f64 {
+                "before the others miss it: it goes on as primary when it has loaded its data, and nothing fails over"
+            } else {
+                "about when the others miss it: it goes on as primary, or finds that a replica was elected and follows it"
+            };
+            return format!("Kill the primary; systemd starts it again {down} s later, {misses}");
         }
         format!(
             "Kill the primary; systemd starts it again {down} s later, as a replica; {expected}"
@@ -399,8 +429,19 @@ impl<'a> Guide<'a> {
             Mode::Sentinel => "Wait until all Sentinels name the same primary and the old one is an online replica: it follows a sibling at first, and Sentinels have it follow the new primary about a minute later (a plan with the intent repair does at once). Then hand it back".to_owned(),
             Mode::Replication => "Wait until the old primary is an online replica. Then hand it back".to_owned(),
         };
+        if self.replica.is_none() {
+            return vec![];
+        }
+        let needed = match self.mode {
+            Mode::Cluster => {
+                "It is needed where too many primaries have come together in one zone (the finding crowded_primaries names the shard); else every member is as good as the others"
+            }
+            Mode::Sentinel | Mode::Replication => {
+                "It is not needed: every member is as good as the others"
+            }
+        };
         vec![Task {
-            text: format!("{hold}. It is not needed: every member is as good as the others"),
+            text: format!("{hold}. {needed}"),
             api: self.back(),
             command: match self.mode {
                 Mode::Cluster => self.cli(self.primary, "cluster failover"),

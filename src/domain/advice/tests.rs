@@ -207,6 +207,26 @@ fn table() -> Vec<(&'static str, Value, Comes)> {
             json!({ "data_size_gb": 10, "ops_per_second": 1_000_000, "node_count": 6 }),
             To("cluster", 3, 1, 0, &["few_shards", "full_copy_may_fail"]),
         ),
+        (
+            "servers of at most 32 GiB: as many shards as that takes",
+            json!({ "data_size_gb": 300, "ops_per_second": 10, "assumptions": { "largest_server_gb": 32 } }),
+            To("cluster", 19, 1, 0, &[]),
+        ),
+        (
+            "60 GiB are too much for one server of 64: a cluster by itself",
+            json!({ "data_size_gb": 60, "ops_per_second": 10, "assumptions": { "largest_server_gb": 64 } }),
+            To("cluster", 3, 1, 0, &[]),
+        ),
+        (
+            "two replicas for the reads of three, and none to spare",
+            json!({ "data_size_gb": 10, "ops_per_second": 400_000, "scale_requirement": "read_scale", "ha_mode": "sentinel", "node_count": 3 }),
+            To("sentinel", 1, 2, 3, &["few_replicas", "full_copy_may_fail"]),
+        ),
+        (
+            "a password for nodes and none for Sentinels",
+            base(json!({ "credentials": { "admin": "ops" } })),
+            To("sentinel", 1, 2, 3, &["sentinels_without_password"]),
+        ),
         // Contradictions.
         (
             "Sentinel with 500 GiB",

@@ -3,6 +3,7 @@
 //!
 //! To add a rule: a file here, a variant of [`Rule`], and its call where the keeper judges.
 
+pub mod crowded;
 pub mod drift;
 pub mod leaderless;
 pub mod lone;
@@ -32,6 +33,9 @@ pub enum Rule {
     NoPrimary,
     /// A node that is none of the topology follows its primary.
     StrangeReplica,
+    /// Failovers have brought so many primaries together that the loss of one zone or host leaves no
+    /// majority of them, and it lasts.
+    CrowdedPrimaries,
 }
 
 /// How bad a finding is.
@@ -90,6 +94,7 @@ impl Rule {
             Self::EmptiedPrimary => "emptied_primary",
             Self::NoPrimary => "no_primary",
             Self::StrangeReplica => "strange_replica",
+            Self::CrowdedPrimaries => "crowded_primaries",
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::software::Software;
 use super::{File, Place, Resources, patient, redis_conf, sentinel_conf, yaml};
@@ -39,6 +40,8 @@ pub fn kubernetes(
 # {} on Kubernetes. Before: make the password known, with
 #   kubectl create namespace {ns}
 #   kubectl -n {ns} create secret generic {app} --from-literal=password=$(openssl rand -hex 32)
+# and to Reeve: POST /v1/credentials with what this prints:
+#   kubectl -n {ns} get secret {app} -o jsonpath='{{.data.password}}' | base64 -d
 # Nodes must carry the label topology.kubernetes.io/zone. Then: kubectl apply -f kubernetes.yaml
 # Reeve must run where it can resolve and reach the pods, that is in the same cluster; post
 # kubernetes-topology.json to it when all pods run. The pods restart only when they are deleted
@@ -78,6 +81,9 @@ struct ZoneSet {
     pods: Vec<(Address, Address)>,
 }
 
+/// Pods' names are made of it, with the zone's and a number, and have at most 63 characters.
+const LONGEST_APP: usize = 24;
+
 struct Plan<'a> {
     topology: &'a Topology,
     /// The name of everything, and of the namespace. Short, since pods' names are made of it.
@@ -88,8 +94,7 @@ struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     fn of(topology: &'a Topology) -> Self {
-        let app = topology.name.chars().take(24).collect::<String>();
-        let app = app.trim_end_matches('-').to_owned();
+        let app = app(&topology.name);
         let zones = |kind: Kind, nodes: &[NodeSpec]| {
             let mut by_zone: BTreeMap<&str, Vec<&Address>> = BTreeMap::new();
             for node in nodes {
@@ -439,6 +444,17 @@ me=\"$POD_NAME.$SERVICE\"
             },
         })
     }
+}
+
+/// A topology's name as the one of its namespace. What is too long is cut, and told from others that
+/// begin alike by what it was.
+fn app(name: &str) -> String {
+    if name.len() <= LONGEST_APP {
+        return name.to_owned();
+    }
+    let tell = Uuid::new_v5(&Uuid::nil(), name.as_bytes()).simple().to_string();
+    let head: String = name.chars().take(LONGEST_APP - 7).collect();
+    format!("{}-{}", head.trim_end_matches('-'), &tell[..6])
 }
 
 /// A zone's name as a part of names in Kubernetes: itself where it is fit, else its number.

@@ -2,6 +2,7 @@
 
 mod adopt;
 mod bounds;
+mod crowded;
 mod dissolve;
 mod drain;
 mod drift;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use reeve::domain::id::{PlanId, TopologyId};
 use reeve::domain::node::{Address, Flavor, Labels, Version};
-use reeve::domain::plan::{Plan, PlanState};
+use reeve::domain::plan::{Plan, PlanState, WaitingFor};
 use reeve::engine::Engine;
 use reeve::engine::desk::CreateRequest;
 use reeve::engine::keeper::{KeepError, Keeper};
@@ -297,8 +297,11 @@ impl Case {
         };
         match turned {
             Ok(Some(pause)) => {
-                // Those who poll let time pass.
-                self.sim.advance(pause.as_millis().min(250) as u64);
+                // Those who poll let time pass; who tries again after a millisecond here does so after a
+                // second elsewhere.
+                let retries = self.plan().await?.waiting_for == Some(WaitingFor::Retry);
+                let passed = if retries { pause.as_micros() } else { pause.as_millis().min(250) };
+                self.sim.advance(passed as u64);
                 if !pause.is_zero() {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }

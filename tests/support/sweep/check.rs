@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use reeve::domain::id::TopologyId;
+use reeve::domain::intent::{Intent, RepairIntent};
 use reeve::domain::node::Address;
 use reeve::domain::observation::{Mark, MarkKind, Observation, Sighting};
 use reeve::domain::plan::Plan;
@@ -41,6 +42,12 @@ impl Case {
                     break;
                 }
                 Box::pin(self.turn()).await?;
+                marks = self.marks_left(topology).await?;
+            }
+            // One that was to leave is taken out by whoever asks for it.
+            if marks.iter().any(|m| self.leavers.contains(&m.node)) {
+                self.hand_in(&Intent::Repair(RepairIntent {})).await?;
+                Box::pin(self.drive(None)).await?;
                 marks = self.marks_left(topology).await?;
             }
         }

@@ -242,7 +242,7 @@ impl Case {
         self.hand_in(&intent).await
     }
 
-    async fn hand_in(&mut self, intent: &Intent) -> Result<(), String> {
+    pub async fn hand_in(&mut self, intent: &Intent) -> Result<(), String> {
         let flushes = self.nodes.iter().map(|n| format!("flush:{n}")).collect();
         let submitted = self.engine.submit(&self.name, intent, &options(flushes), "sweep").await;
         self.plan = Some(submitted.map_err(told)?.id);
