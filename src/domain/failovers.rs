@@ -17,6 +17,7 @@ use super::event::EventType;
 use super::id::{InstanceId, PlanId, ShardId};
 use super::node::Address;
 use super::observation::{ClusterView, Mark, MarkKind, Observation, Report, Role};
+use super::planner::Seat;
 use super::slot::SlotSet;
 use super::topology::{Layout, Shard};
 use super::view;
@@ -113,12 +114,24 @@ pub struct FailoverFailed {
     pub reason: NotTaken,
     pub detected_at: DateTime<Utc>,
     pub failed_at: DateTime<Utc>,
+    /// For how long nobody took writes until the old primary did again; left out where it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unavailable_ms: Option<Bounds>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Bounds {
     pub at_least: u64,
     pub at_most: u64,
+}
+
+impl Bounds {
+    /// Parts of a millisecond are in favour of the truth.
+    fn new(at_least: TimeDelta, at_most: TimeDelta) -> Self {
+        let ms = |time: TimeDelta| u64::try_from(time.num_milliseconds()).unwrap_or(0);
+        let at_most = ms(at_most).saturating_add(1);
+        Self { at_least: ms(at_least).min(at_most), at_most }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -197,6 +210,8 @@ struct Track {
     alive: Option<Alive>,
     /// Since when, at the latest, it does not.
     gone: Option<Gone>,
+    /// How long it did not, once it does again.
+    away: Option<Bounds>,
     /// The other members, as each last was when it did not serve.
     idle: BTreeMap<Address, Idle>,
     /// When a member that did not serve before first did.
@@ -216,6 +231,8 @@ struct Alive {
 #[derive(Debug, Clone, Copy)]
 struct Gone {
     by: Timestamp,
+    /// When it was last asked in vain.
+    asked: Timestamp,
     /// It did not answer, as opposed to saying that it is no primary.
     silent: bool,
 }
@@ -243,7 +260,12 @@ struct Open {
 impl Failovers {
     /// Takes up what an earlier process saw, and what was told last of failovers that were under way.
     #[must_use]
-    pub fn resume(layout: &Layout, seen: &Observation, told: &[Told]) -> Self {
+    pub fn resume(
+        layout: &Layout,
+        seats: &BTreeMap<ShardId, Seat>,
+        seen: &Observation,
+        told: &[Told],
+    ) -> Self {
         let mut failovers = Self::default();
         for (shard, slots) in layout.shards() {
             let track = failovers.0.entry(shard.id).or_default();
@@ -254,6 +276,9 @@ impl Failovers {
                     took: TimeDelta::zero(),
                     offset: Some(offset(report)),
                 });
+            } else if let Some(seat) = seats.get(&shard.id) {
+                // Nobody led in the middle of a change that a plan makes.
+                track.primary = Some(seat.from.clone());
             }
         }
         for told in told {
@@ -350,6 +375,10 @@ impl Track {
                 Some(report) if serves(report) => {
                     self.served.entry(member.clone()).or_insert(glance.ended);
                     if is_primary {
+                        if let (Some(alive), Some(gone)) = (&self.alive, self.gone) {
+                            let least = (gone.asked - gone.by).max(TimeDelta::zero());
+                            self.away = Some(Bounds::new(least, glance.ended - alive.asked));
+                        }
                         // Once a plan has told somebody to take over, it may be holding writes back.
                         let asked = match &self.alive {
                             Some(alive) if ordered(shard.id, member, look.seen) => alive.asked,
@@ -363,7 +392,8 @@ impl Track {
                 Some(report) => {
                     self.served.remove(member);
                     if is_primary {
-                        self.gone.get_or_insert(Gone { by: glance.ended, silent: false });
+                        let (by, asked) = (glance.ended, glance.asked);
+                        self.gone.get_or_insert(Gone { by, asked, silent: false }).asked = asked;
                     }
                     // A replica without a link no longer says.
                     let before = self.idle.get(member).and_then(|idle| idle.heard);
@@ -379,8 +409,9 @@ impl Track {
                         continue;
                     }
                     let by = glance.ended.min(glance.asked + took + SLACK);
-                    let gone = self.gone.get_or_insert(Gone { by, silent: true });
-                    gone.silent = true;
+                    let (asked, silent) = (glance.asked, true);
+                    let gone = self.gone.get_or_insert(Gone { by, asked, silent });
+                    (gone.asked, gone.silent) = (asked, silent);
                 }
                 None => {}
             }
@@ -443,6 +474,7 @@ impl Track {
                 reason,
                 detected_at: open.detected_at,
                 failed_at: look.now,
+                unavailable_ms: self.away.filter(|_| reason == NotTaken::PrimaryReturned),
             }));
         }
         open.given_up = true;
@@ -537,10 +569,7 @@ impl Track {
         let alive = self.alive.as_ref()?.asked;
         let gone = self.gone.map_or(served, |gone| gone.by);
         let idle = self.idle.get(new).map_or(gone, |idle| idle.asked);
-        let ms = |time: TimeDelta| u64::try_from(time.num_milliseconds()).unwrap_or(0);
-        // Parts of a millisecond are in favour of the truth.
-        let (at_least, at_most) = (ms(idle - gone), ms(served - alive).saturating_add(1));
-        Some(Bounds { at_least: at_least.min(at_most), at_most })
+        Some(Bounds::new(idle - gone, served - alive))
     }
 
     fn loss(&self, new: &Address) -> Option<Loss> {

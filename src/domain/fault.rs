@@ -133,7 +133,7 @@ impl Fault {
                 "The node has no memory left under its maxmemory. Raise it or choose another node, then retry the plan."
             }
             "no_effect" => {
-                "Compare what the node shows with what was asked for. A setting has to be spelt as the server itself spells it (CONFIG GET)."
+                "Compare what the node shows with what was asked for. Clients that go on writing to a node that leaves have to be pointed elsewhere; a setting has to be spelt as the server itself spells it (CONFIG GET). Then retry the plan."
             }
             _ => "Read the message, mend the cause on the node, then retry the plan.",
         }

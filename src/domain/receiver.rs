@@ -96,6 +96,8 @@ fn within(ip: IpAddr) -> IpAddr {
     };
     match [a, b, c, d, e, f] {
         [0x64, 0xff9b, 0, 0, 0, 0] => v4(g, h),
+        // IPv4-translated (RFC 2765).
+        [0, 0, 0, 0, 0xffff, 0] => v4(g, h),
         [0, 0, 0, 0, 0, 0] if g != 0 => v4(g, h),
         [0x2002, high, low, ..] => v4(high, low),
         _ => ip,
@@ -176,6 +178,7 @@ mod tests {
         ("http://[::127.0.0.1]/", "loopback"),
         ("http://[64:ff9b::a9fe:a9fe]/", "link-local"),
         ("http://[64:ff9b::7f00:1]/", "loopback"),
+        ("http://[::ffff:0:127.0.0.1]/", "loopback"),
         ("http://[64:ff9b:1::7f00:1]/", "tunnel"),
         ("http://[2002:7f00:1::]/", "loopback"),
         ("http://[2001::1]/", "tunnel"),

@@ -164,6 +164,25 @@ impl Layout {
         }
     }
 
+    /// The same with further members of shards that it has.
+    #[must_use]
+    pub fn with(mut self, members: impl IntoIterator<Item = (Address, ShardId)>) -> Self {
+        for (node, id) in members {
+            let known = self.members().contains(&node);
+            let shard = match &mut self {
+                Self::Replication { shard } | Self::Sentinel { shard, .. } => Some(shard),
+                Self::Cluster { shards } => {
+                    shards.0.iter_mut().map(|(shard, _)| shard).find(|shard| shard.id == id)
+                }
+                Self::Gone => None,
+            };
+            if let Some(shard) = shard.filter(|shard| shard.id == id && !known) {
+                shard.members.push(node);
+            }
+        }
+        self
+    }
+
     /// The same with other members of the lone shard.
     #[must_use]
     pub fn with_lone(mut self, other: Shard) -> Self {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::domain::failovers::{Cause, NotTaken, Told};
+use crate::domain::failovers::{Bounds, Cause, NotTaken, Told};
 use crate::domain::health::Health;
 use crate::domain::node::Address;
 use crate::domain::observation::Observation;
@@ -19,7 +19,7 @@ pub fn show(stored: &StoredTopology, seen: &Observation, health: &BTreeMap<Addre
         let labels = [("topology", topology.clone()), ("node", node.to_string())];
         metrics::gauge!("reeve_node_up", &labels).set(f64::from(u8::from(up)));
     }
-    for shard in view::shards(&stored.wanted.layout, seen) {
+    for shard in view::shards(&stored.standing(seen), seen) {
         let labels = [("topology", topology.clone()), ("shard", shard.id.to_string())];
         let primary = f64::from(u8::from(shard.primary.is_some()));
         metrics::gauge!("reeve_shard_has_primary", &labels).set(primary);
@@ -65,16 +65,21 @@ pub fn count_failover(topology: &str, told: &Told) {
             let cause = word(&done.cause);
             metrics::counter!("reeve_failovers_total", "topology" => topology.clone(), "cause" => cause)
                 .increment(1);
-            if let Some(bounds) = done.unavailable_ms {
-                metrics::histogram!("reeve_unavailability_seconds", "topology" => topology)
-                    .record(bounds.at_most as f64 / 1000.0);
-            }
+            count_unavailability(topology, done.unavailable_ms);
         }
         Told::Failed(failed) => {
             let reason = word(&failed.reason);
-            metrics::counter!("reeve_failovers_failed_total", "topology" => topology, "reason" => reason)
+            metrics::counter!("reeve_failovers_failed_total", "topology" => topology.clone(), "reason" => reason)
                 .increment(1);
+            count_unavailability(topology, failed.unavailable_ms);
         }
+    }
+}
+
+fn count_unavailability(topology: String, bounds: Option<Bounds>) {
+    if let Some(bounds) = bounds {
+        metrics::histogram!("reeve_unavailability_seconds", "topology" => topology)
+            .record(bounds.at_most as f64 / 1000.0);
     }
 }
 

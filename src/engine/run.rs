@@ -120,6 +120,7 @@ impl Run {
         {
             stored.wanted = own.wanted;
         }
+        *stored.terms = plan.terms.clone();
         let (id, name) = (stored.wanted.id, &stored.wanted.name);
         let from = engine.store.version(id, name, plan.from_version).await?;
         let before = from.iter().flat_map(|v| v.wanted.layout.members()).cloned().collect();

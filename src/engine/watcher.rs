@@ -134,7 +134,8 @@ impl Watch {
         }
         if let Some((_, seen)) = engine.store.observation(stored.wanted.id, None).await? {
             let told = engine.store.open_failovers(stored.wanted.id).await?;
-            watch.failovers = Failovers::resume(&stored.wanted.layout, &seen, &told);
+            let (layout, seats) = (stored.standing(&seen), &stored.terms.seats);
+            watch.failovers = Failovers::resume(&layout, seats, &seen, &told);
             watch.note_shape(stored, &seen);
             watch.rests.clear();
             watch.seen = Some(Arc::new(seen));
@@ -159,7 +160,7 @@ impl Watch {
         let failovers = self.failovers.note(&Look {
             now: crate::clock::now(),
             by: engine.me.id,
-            layout: &stored.wanted.layout,
+            layout: &stored.standing(&seen),
             seen: &seen,
             glances,
             down: &|node| health.is_down(node),
@@ -225,7 +226,7 @@ impl Watch {
 
     fn note_shape(&mut self, stored: &StoredTopology, seen: &Observation) -> Vec<NewEvent> {
         let mut events = Vec::new();
-        let shards = view::shards(&stored.wanted.layout, seen);
+        let shards = view::shards(&stored.standing(seen), seen);
         if let Some(shard) = stored.wanted.layout.lone() {
             self.note_lives(shard, seen);
             events.extend(self.note_rivals(shard, seen));

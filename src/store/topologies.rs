@@ -1,5 +1,6 @@
 //! Wanted topologies, their versions, and what was last seen of them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -14,10 +15,11 @@ use crate::domain::event::{EventType, NewEvent};
 use crate::domain::health::Health;
 use crate::domain::id::{PlanId, TopologyId};
 use crate::domain::node::{Address, Labels};
-use crate::domain::observation::{Mark, Observation};
+use crate::domain::observation::{Mark, Observation, Role};
+use crate::domain::planner::{Leaver, Terms};
 use crate::domain::refusal::{FieldError, Refusal};
 use crate::domain::spec::Spec;
-use crate::domain::topology::Topology;
+use crate::domain::topology::{Layout, Topology};
 
 /// A topology with what surrounds its wanted shape.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,8 +30,34 @@ pub struct StoredTopology {
     /// Whether the plan that creates it has succeeded.
     pub created: bool,
     pub active_plan: Option<PlanId>,
+    /// Those of the active plan.
+    pub terms: Box<Terms>,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
+}
+
+impl StoredTopology {
+    /// The layout as it stands while a plan is at work: with the members that are to leave and did not
+    /// yet, one of which may lead its shard all the while.
+    #[must_use]
+    pub fn standing(&self, seen: &Observation) -> Cow<'_, Layout> {
+        let stays = |(node, leaver): &(&Address, &Leaver)| {
+            // One that is dead is missed where it led.
+            let led = || self.terms.seats.values().any(|seat| seat.from == **node);
+            let Some(report) = seen.report(node) else { return led() };
+            let mut marks = seen.marks_on(node);
+            let left = !report.cluster_enabled
+                && report.role == Role::Primary
+                && marks.any(|m| m.what.identity() == Some(&leaver.identity));
+            report.identity() == leaver.identity && !left
+        };
+        let stay: Vec<_> = self.terms.leavers.iter().filter(stays).collect();
+        if stay.is_empty() {
+            return Cow::Borrowed(&self.wanted.layout);
+        }
+        let with = stay.into_iter().map(|(node, leaver)| (node.clone(), leaver.shard));
+        Cow::Owned(self.wanted.layout.clone().with(with))
+    }
 }
 
 /// One version, as it was.
@@ -72,6 +100,7 @@ struct TopologyRow {
     spec: serde_json::Value,
     layout: serde_json::Value,
     active_plan: Option<uuid::Uuid>,
+    terms: Option<serde_json::Value>,
 }
 
 impl TryFrom<TopologyRow> for StoredTopology {
@@ -90,6 +119,10 @@ impl TryFrom<TopologyRow> for StoredTopology {
             revision: row.revision,
             created: row.created,
             active_plan: row.active_plan.map(PlanId),
+            terms: match row.terms {
+                Some(terms) => document("plans", "terms", terms)?,
+                None => Box::default(),
+            },
             created_at: row.created_at,
             updated_at: row.updated_at,
         })
@@ -123,7 +156,10 @@ impl Store {
                     v.spec, v.layout,
                     (SELECT p.id FROM plans p WHERE p.topology_id = t.id
                        AND p.state IN ('queued', 'running', 'paused')
-                     ORDER BY p.displaces NULLS LAST LIMIT 1) AS active_plan
+                     ORDER BY p.displaces NULLS LAST LIMIT 1) AS active_plan,
+                    (SELECT p.terms FROM plans p WHERE p.topology_id = t.id
+                       AND p.state IN ('queued', 'running', 'paused')
+                     ORDER BY p.displaces NULLS LAST LIMIT 1) AS terms
              FROM topologies t JOIN topology_versions v ON v.topology_id = t.id AND v.version = t.version
              WHERE t.name = $1",
             name
@@ -161,7 +197,10 @@ impl Store {
                     v.spec, v.layout,
                     (SELECT p.id FROM plans p WHERE p.topology_id = t.id
                        AND p.state IN ('queued', 'running', 'paused')
-                     ORDER BY p.displaces NULLS LAST LIMIT 1) AS active_plan
+                     ORDER BY p.displaces NULLS LAST LIMIT 1) AS active_plan,
+                    (SELECT p.terms FROM plans p WHERE p.topology_id = t.id
+                       AND p.state IN ('queued', 'running', 'paused')
+                     ORDER BY p.displaces NULLS LAST LIMIT 1) AS terms
              FROM topologies t JOIN topology_versions v ON v.topology_id = t.id AND v.version = t.version
              WHERE ($1::text IS NULL OR t.name > $1) AND ($2::text[] IS NULL OR t.name = ANY($2))
              ORDER BY t.name LIMIT $3",

@@ -26,6 +26,34 @@ fn failover(shard: usize) -> Value {
     json!({ "intent": { "kind": "failover", "shard": shard.to_string() } })
 }
 
+/// Two of three primaries in one zone: its loss would take the cluster with it.
+#[tokio::test]
+async fn primaries_that_came_together_are_told_and_spread_again() {
+    let world = orders(&[], 6, 1).await;
+    let open = async || {
+        let findings = world.client.get("/v1/topologies/orders/findings").await.unwrap();
+        let mut items = findings["items"].as_array().unwrap().clone();
+        items.retain(|f| f["rule"] == "crowded_primaries" && f["closed_at"].is_null());
+        items.pop()
+    };
+    let zone_survived = async || {
+        let path = "/v1/topologies/orders/survivability?basis=observed";
+        world.client.get(path).await.unwrap()["survives"]["any_zone"] == true
+    };
+    assert!(zone_survived().await);
+    carry_out(&world, &failover(0)).await;
+    let found = until("it is told", SOON, async || open().await.ok_or("nothing".to_owned())).await;
+    assert!(!zone_survived().await);
+    assert_eq!(found["severity"], "warning", "{found:#}");
+    carry_out(&world, &json!({ "intent": found["remedy"]["intent"] })).await;
+    until("it is over", SOON, async || match open().await {
+        None => Ok(()),
+        Some(finding) => Err(finding.to_string()),
+    })
+    .await;
+    assert!(zone_survived().await);
+}
+
 #[tokio::test]
 async fn graceful_failovers_lose_no_acknowledged_write() {
     let turns = if repeats() > 3 { 50 } else { 6 };

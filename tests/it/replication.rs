@@ -1,6 +1,8 @@
 //! Topologies of mode replication on real nodes: one primary with replicas, and nobody else who would
 //! elect.
 
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -221,6 +223,78 @@ async fn members_come_and_go_under_writes() {
     }
     world.create(&world.replication("orders", 0..3)).await;
     phase(&world, "steady").await;
+}
+
+/// Clients are told of it all along, also by a server that comes to it in the middle; and whoever has
+/// been idle since does not go on writing to a node that is none any more.
+#[tokio::test]
+async fn a_primary_leads_until_it_is_replaced() {
+    let mut world = World::with(&[("REEVE_LEASE_TTL_MS", "1000")]).await;
+    world.add_lone_nodes(4, &[("repl-diskless-sync-delay", "3")]).await;
+    world.create(&world.replication("orders", 0..3)).await;
+    let primary = leader(&world, &[0, 1, 2]).await;
+    let mut idle = TcpStream::connect(world.nodes[primary].address()).unwrap();
+    assert_eq!(said(&mut idle, "SET a 1"), "+OK");
+    let with = json!({ "address": world.nodes[3].address(), "zone": "d" });
+    let body = json!({ "intent": { "kind": "replace_node", "node": world.nodes[primary].address(), "with": with } });
+    let plan = world.client.submit(PLANS, &body, None).await.unwrap();
+    let warned = plan["warnings"].to_string();
+    assert!(warned.contains("clients_of_leaver"), "{warned}");
+    let copying = async |world: &World| {
+        until("it copies", SOON, async || {
+            let plan = world.client.get(&format!("/v1/plans/{}", id(&plan))).await.unwrap();
+            let syncs = |step: &&Value| step["kind"] == "await_sync" && step["state"] == "running";
+            let waits = plan["steps"].as_array().unwrap().iter().find(syncs).is_some();
+            if waits { Ok(()) } else { Err(format!("{plan:#}")) }
+        })
+        .await;
+    };
+    let leads = async |world: &World| {
+        let endpoints = world.client.get(&format!("{TOPOLOGY}/endpoints")).await.unwrap();
+        assert_eq!(
+            endpoints["write"][0]["address"],
+            world.nodes[primary].address(),
+            "{endpoints:#}"
+        );
+        assert_eq!(endpoints["contested"], false);
+        let status = &world.client.get(TOPOLOGY).await.unwrap()["status"];
+        assert_eq!(status["shards"][0]["primary"], world.nodes[primary].address(), "{status:#}");
+        assert_ne!(status["phase"], "down");
+    };
+    copying(&world).await;
+    leads(&world).await;
+    world.server.kill9();
+    world.server.restart().await.unwrap();
+    until("somebody looks", SOON, async || {
+        let seen = &world.client.get(TOPOLOGY).await.unwrap()["status"]["observed_at"];
+        if seen.is_null() { Err("nobody".to_owned()) } else { Ok(()) }
+    })
+    .await;
+    leads(&world).await;
+    ends(&world, &id(&plan), "succeeded", SOON).await;
+    let members: Vec<usize> = (0..4).filter(|n| *n != primary).collect();
+    let next = leader(&world, &members).await;
+    for kind in ["failover.started", "failover.completed", "primary.changed"] {
+        let told = events(&world, kind).await;
+        assert_eq!(told.len(), 1, "{kind}: {told:#?}");
+        assert_eq!(told[0]["data"]["old_primary"], world.nodes[primary].address(), "{told:#?}");
+        assert_eq!(told[0]["plan"], id(&plan), "{told:#?}");
+    }
+    let changed = events(&world, "primary.changed").await;
+    assert_eq!(changed[0]["data"]["new_primary"], world.nodes[next].address());
+    assert_eq!(said(&mut idle, "SET b 2"), "", "its writes would be lost");
+    assert_eq!(world.ask(primary, &["DBSIZE"]), "0");
+}
+
+/// What a server says to one command on a connection that may be closed.
+fn said(connection: &mut TcpStream, command: &str) -> String {
+    connection.set_read_timeout(Some(SOON)).unwrap();
+    let sent = connection.write_all(format!("{command}\r\n").as_bytes());
+    let mut line = String::new();
+    if sent.is_ok() {
+        let _ = BufReader::new(connection).read_line(&mut line);
+    }
+    line.trim().to_owned()
 }
 
 /// A primary that wants replicas takes no `FLUSHALL` without them.

@@ -183,7 +183,10 @@ fn a_primary_that_returns_ends_it() {
     assert_eq!(kinds(&case.look(1000, silent(), replica())), ["failover.detected"]);
     let told = case.look(2000, report(1, Role::Primary, 100, false), replica());
     assert_eq!(kinds(&told), ["failover.failed"]);
-    assert!(matches!(&told[0], Told::Failed(f) if f.reason == NotTaken::PrimaryReturned));
+    let Told::Failed(failed) = &told[0] else { panic!("{told:?}") };
+    assert_eq!(failed.reason, NotTaken::PrimaryReturned);
+    let away = failed.unavailable_ms.unwrap();
+    assert!(away.at_least <= 1000 && away.at_most >= 1000, "{away:?}");
     assert_eq!(case.look(3000, report(1, Role::Primary, 100, false), replica()), []);
 }
 
@@ -293,6 +296,29 @@ fn the_pause_of_a_plan_is_counted() {
     assert!(done.detected_at <= done.completed_at, "{done:?}");
 }
 
+/// A process that died when no node led, in the middle of a plan's change: its successor knows by the
+/// plan who did before.
+#[test]
+fn a_change_that_a_plan_was_at_is_told_by_whoever_goes_on() {
+    let mut case = Case::new();
+    let replica = |n| report(n, Role::Replica, 90, true);
+    let nodes = [1, 2].map(|n| (address(n), replica(n)));
+    let seen = Observation { nodes: nodes.into(), marks: vec![] };
+    let seat = Seat {
+        from: address(1),
+        from_id: ClusterNodeId("a".repeat(40)),
+        slots: SlotSet::all(),
+        to: address(2),
+        method: crate::domain::step::command::FailoverMethod::Graceful,
+        expected_ms: None,
+    };
+    case.failovers = Failovers::resume(&case.layout, &[(shard(), seat)].into(), &seen, &[]);
+    case.plan = Some(PlanId(Uuid::nil()));
+    let told = case.look(1000, replica(1), report(2, Role::Primary, 90, true));
+    assert_eq!(kinds(&told), ["failover.started", "failover.completed"]);
+    assert_eq!(completed(&told).cause, Cause::Planned);
+}
+
 #[test]
 fn what_was_under_way_goes_on_in_another_process() {
     let mut case = Case::new();
@@ -303,7 +329,7 @@ fn what_was_under_way_goes_on_in_another_process() {
         nodes: [(address(1), silent()), (address(2), replica())].into(),
         marks: vec![],
     };
-    case.failovers = Failovers::resume(&case.layout, &seen, &told[1..]);
+    case.failovers = Failovers::resume(&case.layout, &BTreeMap::new(), &seen, &told[1..]);
     assert_eq!(case.look(2000, silent(), replica()), []);
     let told = case.look(3000, silent(), report(2, Role::Primary, 90, true));
     assert_eq!(kinds(&told), ["failover.completed"]);

@@ -42,6 +42,8 @@ pub enum Verb {
     Confirm(ClusterNodeId),
     FlushAll,
     FlushFunctions,
+    /// Ends the connections of all clients. They come back, and find out who is who now.
+    DropClients,
     ResetHard,
     /// Makes a node outside of clusters a replica; its name is resolved by the node.
     ReplicaOf(Address),
@@ -159,6 +161,7 @@ impl Verb {
             // What frees the memory must not block the node.
             Self::FlushAll => words("FLUSHALL ASYNC"),
             Self::FlushFunctions => words("FUNCTION FLUSH ASYNC"),
+            Self::DropClients => words("CLIENT KILL TYPE normal"),
             Self::ReplicaOf(to) => words(&format!("REPLICAOF {} {}", to.host(), to.port())),
             Self::ReplicaOfNone => words("REPLICAOF NO ONE"),
             Self::PauseWrites { ms } => words(&format!("CLIENT PAUSE {ms} WRITE")),
@@ -208,6 +211,7 @@ impl Verb {
             | Self::Confirm(_)
             | Self::FlushAll
             | Self::FlushFunctions
+            | Self::DropClients
             | Self::ReplicaOf(_)
             | Self::ReplicaOfNone
             | Self::PauseWrites { .. }

@@ -205,7 +205,11 @@ impl Action for Follow {
             return vec![];
         }
         let bytes = self.lost_bytes(report, seen);
-        let restarted = report.run_id != mark.run_id;
+        // Of one that was silent when it was deposed only its history is known.
+        let restarted = match mark.run_id.as_str() {
+            "" => report.replication.replid != mark.replid,
+            run_id => report.run_id != run_id,
+        };
         let data = json!({
             "shard": mark.shard, "node": self.node, "successor": mark.successor,
             "replid": report.replication.replid, "offset": report.replication.offset,

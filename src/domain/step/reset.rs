@@ -31,7 +31,8 @@ pub fn hazard_id(node: &Address) -> String {
 }
 
 /// What empties a node outside of clusters. Its copy of the data must not be writable for longer than
-/// it takes to run the next command, so that all goes out at once.
+/// it takes to run the next command, so that all goes out at once. Clients that have been idle would
+/// go on with a server that takes their writes and keeps them from nobody else: they have to look anew.
 pub(super) fn emptying(
     node: &Address,
     identity: &ClusterNodeId,
@@ -42,7 +43,8 @@ pub(super) fn emptying(
     let functions = report.is_some_and(|report| report.functions);
     let verbs = detach.then_some(Verb::ReplicaOfNone).into_iter().chain([Verb::FlushAll]);
     let verbs = verbs.chain(functions.then_some(Verb::FlushFunctions));
-    confirmed(node, identity, unguarded(node, seen, verbs))
+    let verbs = unguarded(node, seen, verbs).into_iter().chain([Verb::DropClients]);
+    confirmed(node, identity, verbs)
 }
 
 /// What takes a cluster node out of its cluster, with keys if it `flushes`. A primary with keys refuses

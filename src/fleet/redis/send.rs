@@ -84,6 +84,7 @@ async fn add(
         | Verb::Confirm(_)
         | Verb::FlushAll
         | Verb::FlushFunctions
+        | Verb::DropClients
         | Verb::ReplicaOf(_)
         | Verb::ReplicaOfNone
         | Verb::PauseWrites { .. }

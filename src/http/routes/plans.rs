@@ -420,7 +420,7 @@ fn read_intent(value: Value) -> Result<Intent, ApiError> {
         }
         Some(_) | None => Err(invalid(FieldError::new(
             "/intent/kind",
-            "the kinds that there are now: `failover`, `add_replica`, `remove_replica`, `replace_node`, `add_shard`, `remove_shard`, `reshard`, `rebalance`, `drain`, `undrain`, `repair`, `revert`, `accept_drift` and `dissolve` here, `create` by POST /v1/topologies and `replace_spec` by PUT /v1/topologies/{name}",
+            "the kinds that there are now: `failover`, `add_replica`, `remove_replica`, `replace_node`, `add_sentinel`, `remove_sentinel`, `add_shard`, `remove_shard`, `reshard`, `rebalance`, `drain`, `undrain`, `repair`, `revert`, `accept_drift` and `dissolve` here, `create` by POST /v1/topologies and `replace_spec` by PUT /v1/topologies/{name}",
         ))),
     }
 }

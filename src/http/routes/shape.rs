@@ -248,7 +248,7 @@ pub async fn endpoints(
 ) -> Result<Json<Endpoints>, ApiError> {
     let stored = find(&app, &caller, &name).await?;
     let seen = last_seen(&app, stored.wanted.id).await?;
-    let layout = &stored.wanted.layout;
+    let layout = &*stored.standing(&seen);
     let (mut write, mut read) = (Vec::new(), Vec::new());
     for shard in view::shards(layout, &seen) {
         write.extend(shard.primary.map(|address| WriteEndpoint { shard: shard.id, address }));
@@ -289,7 +289,7 @@ pub async fn slots(
 ) -> Result<Json<Slots>, ApiError> {
     let stored = find(&app, &caller, &name).await?;
     let seen = last_seen(&app, stored.wanted.id).await?;
-    let statuses = view::shards(&stored.wanted.layout, &seen);
+    let statuses = view::shards(&stored.standing(&seen), &seen);
     let served = statuses.iter().fold(SlotSet::empty(), |all, s| all.union(&s.slots));
     let shards = statuses.into_iter().map(|s| {
         let report = s.primary.as_ref().and_then(|p| seen.report(p));

@@ -243,8 +243,9 @@ pub async fn last_seen(app: &App, id: TopologyId) -> Result<Observation, ApiErro
 }
 
 pub async fn show(app: &App, stored: StoredTopology) -> Result<TopologyView, ApiError> {
+    let seen = last_seen(app, stored.wanted.id).await?;
+    let standing = stored.standing(&seen).into_owned();
     let wanted = stored.wanted;
-    let seen = last_seen(app, wanted.id).await?;
     let times = seen.nodes.values().filter_map(|s| match s {
         Sighting::Seen(report) => Some(report.observed_at),
         Sighting::Silent(silence) => Some(silence.since),
@@ -259,11 +260,11 @@ pub async fn show(app: &App, stored: StoredTopology) -> Result<TopologyView, Api
         layout: LayoutView::from(&wanted.layout),
         labels: stored.labels,
         status: StatusView {
-            phase: view::phase(&wanted.layout, &seen, life),
+            phase: view::phase(&standing, &seen, life),
             observed_at: times.max(),
             active_plan: stored.active_plan,
             keeper: app.engine.store.keeper_of(wanted.id).await?,
-            shards: view::shards(&wanted.layout, &seen),
+            shards: view::shards(&standing, &seen),
             findings: FindingCounts {
                 critical: open.critical,
                 warning: open.warning,

@@ -227,7 +227,7 @@ impl Case {
     }
 
     pub async fn drive(&mut self, fault: Option<Fault>) -> Result<(), String> {
-        self.drive_until(fault, PlanState::Succeeded).await
+        Box::pin(self.drive_until(fault, PlanState::Succeeded)).await
     }
 
     /// Turn after turn until the plan has ended; a dead process is followed by another.

@@ -129,7 +129,8 @@ fn seed<'a>(request: &Request<'a>, seen: &'a Observation) -> Result<Seed<'a>, Re
         match seen.sighting(seed) {
             Sighting::Unknown => unread("was not looked at; try again".to_owned()),
             Sighting::Silent(s) => {
-                unread(cannot_be_read(&s.code, &s.message, "credentials.admin"));
+                let login = "credentials.admin (credentials.sentinel where it is a Sentinel)";
+                unread(cannot_be_read(&s.code, &s.message, login));
             }
             Sighting::Seen(report) if report.kind == NodeKind::Sentinel => {
                 return Err(no_data_node(seed, "is a Sentinel"));

@@ -210,7 +210,7 @@ fn warnings(
     let unplaced = shard.members.iter().filter(|m| !zones.contains_key(*m)).count();
     if unplaced > 0 {
         warnings.push(warning(
-            "unknown_zones",
+            "zone_unknown",
             format!(
                 "{unplaced} nodes have no zone: name them with `zones`, or later in the spec (PUT)"
             ),

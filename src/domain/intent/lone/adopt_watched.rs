@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::adopt::{self, Names};
 use super::watched::agreed;
 use crate::domain::intent::adopt::{Adoption, Request, UNKNOWN_ZONE};
-use crate::domain::intent::create::mixed_versions;
+use crate::domain::intent::create::{cannot_be_read, mixed_versions};
 use crate::domain::intent::sentinels::concerns;
 use crate::domain::node::Address;
-use crate::domain::observation::{Observation, Role};
+use crate::domain::observation::{Observation, Role, Sighting};
 use crate::domain::placement::Warning;
 use crate::domain::refusal::{FieldError, Refusal};
 use crate::domain::sentinel::{Watch, Watchers};
@@ -76,11 +76,18 @@ pub fn adopt(request: &Request, name: &str, seen: &Observation) -> Result<Adopti
     };
     let Some((primary, _)) = watchers.believed(seen) else {
         let newest = sentinels.watches(name, seen).into_iter().max_by_key(|w| w.epoch);
-        let named = newest.and_then(|w| w.primary.clone());
-        let named = named.map_or("nobody".to_owned(), |a| a.to_string());
-        return Err(at_seeds(format!(
-            "the Sentinels of `{name}` name {named} as primary, which does not answer here as one: wait for their failover, or open the way to it and name its login"
-        )));
+        let named = newest.and_then(|w| w.primary_in(seen));
+        let why = match named.map(|named| (named, seen.sighting(named))) {
+            None => "name nobody as primary: wait for their failover".to_owned(),
+            Some((named, Sighting::Silent(s))) => {
+                let why = cannot_be_read(&s.code, &s.message, "credentials.admin");
+                format!("name {named} as primary, which {why}")
+            }
+            Some((named, _)) => format!(
+                "name {named} as primary, which does not answer here as one: wait for their failover, or open the way to it"
+            ),
+        };
+        return Err(at_seeds(format!("the Sentinels of `{name}` {why}")));
     };
     let names = Names::of(seen);
     let mut members = adopt::following(names.name(primary), &names, seen);
@@ -254,7 +261,7 @@ impl Sentinels {
             let message = format!(
                 "{unplaced} nodes have no zone: name them with `zones`, or later in the spec (PUT)"
             );
-            warnings.push(warning("unknown_zones", message));
+            warnings.push(warning("zone_unknown", message));
         }
         warnings
     }

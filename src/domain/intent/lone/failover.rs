@@ -1,5 +1,6 @@
 //! Who takes over in a lone shard.
 
+use super::members::no_member;
 use super::{invalid, seat, unfit};
 use crate::domain::intent::failover::copy_of;
 use crate::domain::intent::{Amendment, FailoverIntent};
@@ -20,14 +21,14 @@ pub fn amend(
     shard: &Shard,
     seen: &Observation,
 ) -> Result<Amendment, Refusal> {
-    refuse_other_names(intent, shard)?;
+    refuse_other_names(intent, shard, now.layout.sentinels())?;
     let forced = match intent.method {
         FailoverMethod::Graceful => false,
         FailoverMethod::Force => true,
         FailoverMethod::Takeover => {
             return Err(invalid(
                 "/intent/method",
-                "without a cluster nobody votes, so that there is nothing to do without: ask for method force",
+                "takeover does without the votes of a cluster's primaries, and this is no cluster: ask for method force",
             ));
         }
     };
@@ -94,16 +95,18 @@ fn silent_sentinels(now: &Topology, seen: &Observation) -> Option<Warning> {
     Some(Warning { code: "sentinels_silent".to_owned(), message })
 }
 
-fn refuse_other_names(intent: &FailoverIntent, shard: &Shard) -> Result<(), Refusal> {
+fn refuse_other_names(
+    intent: &FailoverIntent,
+    shard: &Shard,
+    sentinels: &[Address],
+) -> Result<(), Refusal> {
     let named = |name: &String| shard.id.0.to_string() == *name || shard.index.to_string() == *name;
     if intent.shard.as_ref().is_some_and(|name| !named(name)) {
         return Err(invalid("/intent/shard", "there is one shard, with the index 0; leave it out"));
     }
     for (field, node) in [("/intent/node", &intent.node), ("/intent/to", &intent.to)] {
         if let Some(node) = node.as_ref().filter(|node| !shard.members.contains(node)) {
-            let why =
-                format!("{node} is no member of this topology; its members stand in `layout`");
-            return Err(invalid(field, why));
+            return Err(invalid(field, no_member(node, sentinels)));
         }
     }
     Ok(())

@@ -44,7 +44,7 @@ pub fn remove_replica(
     seen: &Observation,
 ) -> Result<Amendment, Refusal> {
     let node = &intent.node;
-    refuse_outsider(node, shard)?;
+    refuse_outsider(node, shard, now.layout.sentinels())?;
     if lineage::incumbent(shard, seen).as_ref() == Some(node) {
         let why = format!(
             "{node} is the primary: have a replica take over first ({{\"kind\": \"failover\", \"node\": \"{node}\"}}), or put another node in its place (replace_node)"
@@ -65,7 +65,7 @@ pub fn replace_node(
     seen: &Observation,
 ) -> Result<Amendment, Refusal> {
     let old = &intent.node;
-    refuse_outsider(old, shard)?;
+    refuse_outsider(old, shard, now.layout.sentinels())?;
     let node = chosen(&intent.with, "/intent/with", now, shard)?;
     let mut new = shard.clone();
     for member in new.members.iter_mut().filter(|m| *m == old) {
@@ -106,9 +106,19 @@ fn change(
     }
     terms.apart = lineage::dead_members(&new, seen);
     let left = terms.apart.iter().map(left_apart);
-    let warnings = warnings.into_iter().chain(left).collect();
+    // Sentinels tell clients where to go; without them clients have lists.
+    let unasked = now.layout.sentinels().is_empty();
+    let listed = terms.leavers.keys().filter(|_| unasked).map(still_listed);
+    let warnings = warnings.into_iter().chain(left).chain(listed).collect();
     let layout = now.layout.clone().with_lone(new);
     Ok(Amendment { spec: Some(spec), layout, terms, warnings })
+}
+
+fn still_listed(node: &Address) -> Warning {
+    let message = format!(
+        "{node} ends as a blank server that takes the writes of whoever still has its address, and keeps them to itself: have clients ask GET …/endpoints, or take it out of their lists first"
+    );
+    Warning { code: "clients_of_leaver".to_owned(), message }
 }
 
 fn left_apart(node: &Address) -> Warning {
@@ -263,12 +273,21 @@ fn refuse_other_shard(named: Option<&str>, shard: &Shard) -> Result<(), Refusal>
     }
 }
 
-fn refuse_outsider(node: &Address, shard: &Shard) -> Result<(), Refusal> {
+fn refuse_outsider(node: &Address, shard: &Shard, sentinels: &[Address]) -> Result<(), Refusal> {
     if shard.members.contains(node) {
         return Ok(());
     }
-    let why = format!("{node} is no member of this topology; its members stand in `layout`");
-    Err(invalid("/intent/node", why))
+    Err(invalid("/intent/node", no_member(node, sentinels)))
+}
+
+/// Why nothing can be done to a node as to a member.
+pub(super) fn no_member(node: &Address, sentinels: &[Address]) -> String {
+    if sentinels.contains(node) {
+        return format!(
+            "{node} is a Sentinel of this topology, and no data node; the members stand in `layout`"
+        );
+    }
+    format!("{node} is no member of this topology; its members stand in `layout`")
 }
 
 fn chosen(
