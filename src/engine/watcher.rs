@@ -23,7 +23,7 @@ use crate::domain::observation::{EmptiedMark, Mark, MarkKind, Observation, Role,
 use crate::domain::spec::Spec;
 use crate::domain::step::failover::{rest, rests};
 use crate::domain::topology::{Layout, Shard};
-use crate::domain::view;
+use crate::domain::view::{self, ShardStatus};
 use crate::fleet::Ask;
 use crate::store::StoreError;
 use crate::store::leases::Held;
@@ -240,7 +240,13 @@ impl Watch {
         };
         let without = shards.iter().filter(|s| s.primary.is_none()).map(|s| s.id);
         let without: Vec<_> = without.filter(|shard| !handed_over(*shard)).collect();
-        let covered = without.is_empty();
+        // One that was started again takes nothing for a moment, although it has its slots.
+        let serves = |s: &ShardStatus| {
+            let view = s.primary.as_ref().and_then(|primary| seen.view(primary));
+            s.slots.is_empty() || view.is_none_or(|view| view.state_ok)
+        };
+        let again = self.covered == Some(false);
+        let covered = without.is_empty() && (!again || shards.iter().all(serves));
         match self.covered.replace(covered).filter(|_| clustered) {
             Some(true) if !covered => {
                 events.push(NewEvent::new(EventType::SlotsUncovered, json!({ "shards": without })));
