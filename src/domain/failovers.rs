@@ -117,6 +117,10 @@ pub struct FailoverFailed {
     /// For how long nobody took writes until the old primary did again; left out where it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unavailable_ms: Option<Bounds>,
+    /// How many keys fewer the old primary has than when it last answered, where it was started anew:
+    /// empty, or from an older dump.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing_keys: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -212,6 +216,10 @@ struct Track {
     gone: Option<Gone>,
     /// How long it did not, once it does again.
     away: Option<Bounds>,
+    /// What it had as which process when it last served.
+    life: Option<(String, u64)>,
+    /// How many keys it came back without.
+    missing: Option<u64>,
     /// The other members, as each last was when it did not serve.
     idle: BTreeMap<Address, Idle>,
     /// When a member that did not serve before first did.
@@ -271,6 +279,7 @@ impl Failovers {
             let track = failovers.0.entry(shard.id).or_default();
             if let Some(primary) = view::primary_of(shard, &slots, seen).settled() {
                 track.primary = Some(primary.clone());
+                track.life = seen.report(primary).map(|r| (r.run_id.clone(), r.keys));
                 track.alive = seen.report(primary).map(|report| Alive {
                     asked: report.observed_at,
                     took: TimeDelta::zero(),
@@ -378,7 +387,11 @@ impl Track {
                         if let (Some(alive), Some(gone)) = (&self.alive, self.gone) {
                             let least = (gone.asked - gone.by).max(TimeDelta::zero());
                             self.away = Some(Bounds::new(least, glance.ended - alive.asked));
+                            let before = self.life.as_ref().filter(|(id, _)| *id != report.run_id);
+                            let fewer = before.and_then(|(_, keys)| keys.checked_sub(report.keys));
+                            self.missing = fewer.filter(|keys| *keys > 0);
                         }
+                        self.life = Some((report.run_id.clone(), report.keys));
                         // Once a plan has told somebody to take over, it may be holding writes back.
                         let asked = match &self.alive {
                             Some(alive) if ordered(shard.id, member, look.seen) => alive.asked,
@@ -449,7 +462,9 @@ impl Track {
             }
         }
         let Some(open) = &mut self.open else { return };
-        if !open.started && !open.given_up && (failed || named) {
+        let heir = |member: &Address| member != old && look.seen.report(member).is_some();
+        let elects = failed && shard.members.iter().any(heir);
+        if !open.started && !open.given_up && (elects || named) {
             open.started = true;
             open.planned |= named;
             let cause = if open.planned { Cause::Planned } else { Cause::Election };
@@ -475,6 +490,7 @@ impl Track {
                 detected_at: open.detected_at,
                 failed_at: look.now,
                 unavailable_ms: self.away.filter(|_| reason == NotTaken::PrimaryReturned),
+                missing_keys: self.missing.filter(|_| reason == NotTaken::PrimaryReturned),
             }));
         }
         open.given_up = true;
@@ -528,6 +544,8 @@ impl Track {
             }
             open
         });
+        // Of one look the answers are older than what was concluded from them.
+        let completed_at = completed_at.max(open.detected_at);
         if !open.started {
             open.started = true;
             // Nobody saw it begin; it did before it was over.
@@ -553,6 +571,7 @@ impl Track {
             took: TimeDelta::zero(),
             offset: Some(offset(report)),
         });
+        self.life = look.seen.report(new).map(|report| (report.run_id.clone(), report.keys));
         (self.primary, self.gone, self.changed) = (Some(new.clone()), None, None);
     }
 

@@ -51,6 +51,22 @@ pub fn incumbent(shard: &Shard, seen: &Observation) -> Option<Address> {
     most.map(|(node, _)| node.clone())
 }
 
+/// Whoever led before and came back as a replica, as a node does whose file has it follow a sibling,
+/// while nobody leads: it has what the others copied of it, unless it came back with less. With it the
+/// member that it waits for.
+#[must_use]
+pub fn returned<'a>(shard: &'a Shard, seen: &'a Observation) -> Option<(&'a Address, &'a Address)> {
+    if primary_of(shard, seen) != Primary::None {
+        return None;
+    }
+    let led = incumbent(shard, seen)?;
+    let (node, report) = members_seen(shard, seen).find(|(node, _)| **node == led)?;
+    let fullest = members_seen(shard, seen).all(|(_, other)| other.keys <= report.keys);
+    let waits = report.role == Role::Replica && !report.loading && fullest;
+    let followed = report.replication.primary.as_ref().filter(|_| waits)?;
+    Some((node, shard.members.iter().find(|m| *m == followed && *m != node)?))
+}
+
 /// Whether it is a shard of nodes outside of clusters, as far as they were seen.
 #[must_use]
 pub fn is_lone(shard: &Shard, seen: &Observation) -> bool {

@@ -283,12 +283,38 @@ pub fn shards(layout: &Layout, seen: &Observation) -> Vec<ShardStatus> {
 pub fn is_uncovered(layout: &Layout, seen: &Observation) -> bool {
     let wanted = layout.shards();
     let all = wanted.iter().fold(SlotSet::empty(), |all, (_, slots)| all.union(slots));
-    let headless = |(shard, slots): &(&Shard, SlotSet)| {
+    let missing = all.difference(&served(seen));
+    !headless(layout, seen).is_empty() || !(missing.is_empty() || on_their_way(&missing, seen))
+}
+
+/// The shards that have no primary, although their slots are not with other shards, from where they are
+/// yet to move.
+#[must_use]
+pub fn headless(layout: &Layout, seen: &Observation) -> Vec<ShardId> {
+    let wanted = layout.shards();
+    let slotted = wanted.iter().any(|(_, slots)| !slots.is_empty());
+    let headless = |(shard, slots): &&(&Shard, SlotSet)| {
         let elsewhere = served_by(seen, |node| !shard.members.contains(node));
-        let moves = !all.is_empty() && slots.difference(&elsewhere).is_empty();
+        let moves = slotted && slots.difference(&elsewhere).is_empty();
         primary_of(shard, slots, seen).settled().is_none() && !moves
     };
-    wanted.iter().any(headless) || !all.difference(&served(seen)).is_empty()
+    wanted.iter().filter(headless).map(|(shard, _)| shard.id).collect()
+}
+
+/// Whether slots that no node claims are shown by most of them with primaries that answer: those were
+/// looked at before they got them.
+fn on_their_way(slots: &SlotSet, seen: &Observation) -> bool {
+    let leads = |id: &ClusterNodeId| {
+        let node = seen.by_cluster_id(id).and_then(|node| seen.report(node));
+        node.is_some_and(|report| report.role == Role::Primary)
+    };
+    let shown = |view: &&ClusterView| {
+        let owners = view.peers.iter().filter(|(id, _)| leads(id));
+        let theirs = owners.fold(SlotSet::empty(), |all, (_, peer)| all.union(&peer.slots));
+        slots.difference(&theirs).is_empty()
+    };
+    let views: Vec<&ClusterView> = seen.nodes.keys().filter_map(|a| seen.view(a)).collect();
+    views.iter().filter(|view| shown(view)).count() * 2 > views.len()
 }
 
 /// One shard as it is seen.

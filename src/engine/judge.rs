@@ -9,6 +9,7 @@ use crate::domain::diagnosis::drift::{self, Differences};
 use crate::domain::diagnosis::steady::Steady;
 use crate::domain::diagnosis::{Finding, Rule, Subject, crowded, leaderless, lone, watched};
 use crate::domain::id::TopologyId;
+use crate::domain::node::Address;
 use crate::domain::observation::Observation;
 use crate::domain::topology::Topology;
 use crate::store::StoreError;
@@ -151,6 +152,14 @@ impl Judge {
         if stored.active_plan.is_none() {
             slow.extend(lone::strange_replicas(&stored.wanted, seen));
             slow.extend(crowded::finding(&stored.wanted, seen));
+            // While somebody is missing nobody can say that it is over.
+            let missing = |node: &Address| seen.report(node).is_none();
+            if stored.wanted.layout.members().into_iter().any(missing)
+                && !slow.iter().any(|f| f.rule == Rule::CrowdedPrimaries)
+            {
+                let told = self.alarms.iter().filter(|f| f.rule == Rule::CrowdedPrimaries);
+                slow.extend(told.cloned());
+            }
         }
         now.extend(self.lasting(slow));
         let about = |f: &Finding| (f.rule, f.subject.clone());

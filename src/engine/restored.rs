@@ -21,6 +21,8 @@ impl Engine {
     /// to go on with, and all leases are lost.
     pub(super) async fn notice_restore(&self, newest: i64) -> Result<bool, StoreError> {
         let known = self.newest_event.0.load(Ordering::Relaxed);
+        // It may have been told of a newer one since that was read.
+        let newest = if newest < known { self.store.newest_event().await? } else { newest };
         if newest >= known {
             self.newest_event.saw(newest);
             return Ok(false);

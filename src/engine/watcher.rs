@@ -238,8 +238,8 @@ impl Watch {
             let order = |m: &Mark| matches!(&m.what, MarkKind::Hold(hold) if hold.shard == shard && !hold.elected);
             stored.active_plan.is_some() && seen.marks.iter().any(order)
         };
-        let without = shards.iter().filter(|s| s.primary.is_none()).map(|s| s.id);
-        let without: Vec<_> = without.filter(|shard| !handed_over(*shard)).collect();
+        let mut without = view::headless(&stored.standing(seen), seen);
+        without.retain(|shard| !handed_over(*shard));
         // One that was started again takes nothing for a moment, although it has its slots.
         let serves = |s: &ShardStatus| {
             let view = s.primary.as_ref().and_then(|primary| seen.view(primary));

@@ -242,7 +242,12 @@ impl Precondition {
             let (version, revision) = text.strip_prefix('"')?.strip_suffix('"')?.split_once('-')?;
             Some(IfMatch { version: version.parse().ok()?, revision: revision.parse().ok()? })
         };
-        parse().ok_or_else(stale)
+        parse().ok_or_else(|| {
+            ApiError::new(
+                "precondition_failed",
+                "If-Match takes the one ETag that GET gives (as in \"3-1\"), and neither * nor a list: read the topology again and repeat the request with its ETag",
+            )
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use sqlx::{Postgres, Transaction};
+use uuid::Uuid;
 
 use super::leases::{self, Held};
 use super::{Store, StoreError, document, json};
@@ -59,11 +60,22 @@ fn key(mark: &Mark) -> String {
         MarkKind::Hold(hold) => {
             format!("hold:{}:{}", hold.shard, hold.until.timestamp_millis())
         }
-        MarkKind::OpenSlots(open) => format!("open:{}:{}:{}", open.from, open.to, open.slots),
+        MarkKind::OpenSlots(open) => {
+            format!("open:{}:{}:{}", open.from, open.to, in_short(open.slots.to_string()))
+        }
         MarkKind::Paused(paused) => format!("paused:{}", paused.until.timestamp_millis()),
         MarkKind::Deposed(deposed) => format!("deposed:{}:{}", deposed.successor, deposed.run_id),
         MarkKind::Emptied(emptied) => format!("emptied:{}", emptied.run_id),
     }
+}
+
+/// What is too long for an index (PostgreSQL takes some 2,700 bytes) is told apart by its digest.
+fn in_short(text: String) -> String {
+    const LONGEST: usize = 1000;
+    if text.len() <= LONGEST {
+        return text;
+    }
+    Uuid::new_v5(&Uuid::nil(), text.as_bytes()).to_string()
 }
 
 impl Store {

@@ -88,6 +88,42 @@ pub async fn is_well(world: &World) {
     .await;
 }
 
+/// So many slots that are no ranges that their list is longer than an index takes; and all along, also
+/// while the plan pauses, each slot is served, and nothing else is told.
+#[tokio::test]
+async fn scattered_slots_move_and_nobody_is_alarmed() {
+    let world = orders(None, 2, CONFIG, 20_000).await;
+    let odd: Vec<String> = (0..5461).filter(|n| n % 2 == 1).map(|n| n.to_string()).collect();
+    let moves = json!([{ "from": "0", "to": "1", "slots": odd.join(",") }]);
+    let body = json!({ "intent": { "kind": "reshard", "moves": moves } });
+    let moving = world.client.submit(PLANS, &body, None).await.unwrap();
+    let path = format!("/v1/plans/{}", id(&moving));
+    let quiet = async |times: u32| {
+        for _ in 0..times {
+            let status = &world.client.get(TOPOLOGY).await.unwrap()["status"];
+            assert_ne!(status["phase"], "down", "{status:#}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    quiet(15).await;
+    for turn in 0..3 {
+        if world.client.post(&format!("{path}/pause"), &json!({})).await.is_err() {
+            println!("it was over before pause {turn}");
+            break;
+        }
+        quiet(40).await;
+        world.client.post(&format!("{path}/resume"), &json!({})).await.unwrap();
+        quiet(10).await;
+    }
+    ends(&world, &id(&moving), "succeeded", Duration::from_secs(60)).await;
+    let nodes = world.node_specs();
+    let add = json!({ "intent": { "kind": "add_shard", "nodes": nodes[6..] } });
+    carry_out(&world, &add).await;
+    is_well(&world).await;
+    let alarms = world.client.get("/v1/events?types=slots.uncovered").await.unwrap();
+    assert_eq!(alarms["items"], json!([]));
+}
+
 #[tokio::test]
 async fn each_intent_moves_slots_under_writes_and_loses_nothing() {
     let world = orders(None, 2, CONFIG, 20_000).await;

@@ -320,10 +320,10 @@ impl Choice {
     }
 
     fn cluster(&mut self, needs: &Needs) -> Result<(), Refusal> {
-        let assume = &needs.assume;
         let by_data = shards_by_data(needs)?;
         let (by_load, readers) = shards_by_load(needs);
-        let wanted = LEAST_SHARDS.max(by_data).max(by_load);
+        let least = LEAST_SHARDS.max(by_data).max(by_load);
+        let wanted = self.spread(needs, least);
         let least_replicas = readers.max(1);
         match needs.servers {
             None => {
@@ -367,10 +367,10 @@ impl Choice {
         if self.shards < wanted {
             self.too_few_for(needs, wanted)?;
         }
-        if needs.servers.is_some() && (1..readers).contains(&self.replicas) {
+        if needs.servers.is_some() && self.replicas < readers {
             self.notices.add(
                 "few_readers",
-                Severity::Warning,
+                if self.replicas == 0 { Severity::Critical } else { Severity::Warning },
                 format!("the reads need {readers} replicas of each shard, and the servers leave room for {}", self.replicas),
             );
         }
@@ -413,7 +413,7 @@ impl Choice {
                 "a cluster elects new primaries by itself; cluster-replica-no-failover in `settings` has a replica not stand for it",
             );
         }
-        if assume.node_ops > 0.0 && needs.scales_reads() {
+        if self.replicas > 0 && needs.scales_reads() {
             self.rationale.push(format!(
                 "the replicas of each shard ({}) share the {} reads a second",
                 self.replicas,
@@ -421,6 +421,21 @@ impl Choice {
             ));
         }
         Ok(())
+    }
+
+    /// So many shards, or one more where the loss of the fullest zone would leave no majority of their
+    /// primaries (four over three zones), and the servers leave room for it.
+    fn spread(&mut self, needs: &Needs, shards: usize) -> usize {
+        let zones = needs.zones.len().max(1);
+        let quorate = |shards: usize| shards - shards.div_ceil(zones) > shards / 2;
+        let room = needs.servers.is_none_or(|servers| servers / 2 > shards);
+        if zones < 3 || quorate(shards) || !quorate(shards + 1) || !room {
+            return shards;
+        }
+        self.rationale.push(format!(
+            "{shards} primaries over {zones} zones have two in one, whose loss would leave no majority: one shard more"
+        ));
+        shards + 1
     }
 
     /// Fewer shards than the data or the load asks for.
@@ -454,7 +469,7 @@ impl Choice {
 
     /// What concerns every mode.
     fn common(&mut self, needs: &Needs) {
-        if needs.scales_reads() {
+        if needs.scales_reads() && self.replicas > 0 {
             self.notices.add(
                 "stale_reads",
                 Severity::Info,

@@ -393,7 +393,7 @@ impl<'a> Guide<'a> {
         if let Some(zone) = self.zone {
             tasks.push(Task {
                 text: format!(
-                    "Stop everything in zone {zone} at once, what-if tells what comes of it; start it again afterwards (the same with start)"
+                    "Hand back first, so that zone {zone} has the primary again. Then stop everything in it at once, what-if tells what comes of it; start it again afterwards (the same with start)"
                 ),
                 api: self.post("/what-if", json!({ "fail": { "zones": [zone] } })),
                 command: Some(self.zone_units(zone, "stop")),

@@ -4,6 +4,7 @@
 use serde_json::json;
 
 use super::{Finding, Remedy, Rule, Severity, Subject};
+use crate::domain::lineage;
 use crate::domain::node::Address;
 use crate::domain::observation::{Observation, Report, Role, Sighting};
 use crate::domain::topology::{Layout, Shard, Topology};
@@ -58,7 +59,8 @@ fn stands(node: &Address, seen: &Observation) -> String {
 fn remedy(want: &Topology, shard: &Shard, seen: &Observation) -> String {
     let offset = |(_, report): &(&Address, &Report)| report.replication.offset;
     let there = shard.members.iter().filter_map(|m| Some((m, seen.report(m)?)));
-    let Some((fullest, _)) = there.max_by_key(offset) else {
+    let returned = lineage::returned(shard, seen).map(|(node, _)| node);
+    let Some(fullest) = returned.or_else(|| Some(there.max_by_key(offset)?.0)) else {
         return "No node of the shard answers: start them, those with the data first.".to_owned();
     };
     let force = format!(
@@ -71,6 +73,9 @@ fn remedy(want: &Topology, shard: &Shard, seen: &Observation) -> String {
         ),
         Layout::Sentinel { .. } => format!(
             "Sentinels promote a replica by themselves while their quorum and a majority of them answer: see that they run. Or ask for {force}; what the old primary took last is lost."
+        ),
+        Layout::Replication { .. } | Layout::Gone if returned.is_some() => format!(
+            "All that answer wait for each other. Ask for {force}: {fullest} led before, and has what the others copied of it."
         ),
         Layout::Replication { .. } | Layout::Gone => format!(
             "Start the old primary again, or ask for {force}: {fullest} has most of the data, and what only the old primary had is lost."

@@ -22,6 +22,9 @@ fn at(ms: i64) -> Timestamp {
 }
 
 /// What a node says of itself and of its only peer.
+/// What each node holds.
+const KEYS: u64 = 10;
+
 fn report(n: u16, role: Role, offset: u64, peer_failed: bool) -> Sighting {
     let id = |n: u16| ClusterNodeId(format!("{n:040}"));
     let peer = |n: u16, role, failed| Peer {
@@ -54,7 +57,7 @@ fn report(n: u16, role: Role, offset: u64, peer_failed: bool) -> Sighting {
         },
         memory: Memory::default(),
         persistence: Persistence::default(),
-        keys: 0,
+        keys: KEYS,
         functions: false,
         libraries: None,
         connected_clients: 1,
@@ -181,13 +184,18 @@ fn a_primary_that_returns_ends_it() {
     let replica = || report(2, Role::Replica, 90, false);
     case.down = true;
     assert_eq!(kinds(&case.look(1000, silent(), replica())), ["failover.detected"]);
-    let told = case.look(2000, report(1, Role::Primary, 100, false), replica());
+    let mut anew = report(1, Role::Primary, 100, false);
+    if let Sighting::Seen(report) = &mut anew {
+        (report.run_id, report.keys) = ("anew".to_owned(), 3);
+    }
+    let told = case.look(2000, anew.clone(), replica());
     assert_eq!(kinds(&told), ["failover.failed"]);
     let Told::Failed(failed) = &told[0] else { panic!("{told:?}") };
     assert_eq!(failed.reason, NotTaken::PrimaryReturned);
     let away = failed.unavailable_ms.unwrap();
     assert!(away.at_least <= 1000 && away.at_most >= 1000, "{away:?}");
-    assert_eq!(case.look(3000, report(1, Role::Primary, 100, false), replica()), []);
+    assert_eq!(failed.missing_keys, Some(KEYS - 3));
+    assert_eq!(case.look(3000, anew, replica()), []);
 }
 
 #[test]

@@ -174,7 +174,10 @@ pub struct ReplaceSpecIntent {
 
 /// A node that is new to the topology, or the address of one of its spare nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "name a node as {\"address\": \"HOST:PORT\", \"zone\": \"a\"}, or a spare of the topology by its address alone"
+)]
 pub enum NodeChoice {
     Spare(Address),
     New(NodeSpec),

@@ -209,13 +209,21 @@ fn members<'a>(q: &Question<'a>) -> Vec<&'a Address> {
 /// Who is, or is to be, primary of a shard: a member, or one that is still to leave it.
 fn primary(q: &Question, shard: &Shard, slots: &SlotSet) -> Option<Address> {
     match q.terms.primaries.get(&shard.id) {
-        Some(pinned) => Some(pinned.clone()),
+        Some(pinned) => elected(q, shard, slots, pinned).or_else(|| Some(pinned.clone())),
         // While nobody of a new shard serves anything, each of its nodes is as good a primary.
         None if !serves(q, shard) && q.terms.founders.contains_key(&shard.id) => {
             q.terms.founders.get(&shard.id).cloned()
         }
         None => agreed_primary(&peopled(q, shard), slots, q.seen),
     }
+}
+
+/// Who was elected in the place of a primary that a plan had just made, and froze: that is adopted.
+fn elected(q: &Question, shard: &Shard, slots: &SlotSet, pinned: &Address) -> Option<Address> {
+    let other = agreed_primary(&peopled(q, shard), slots, q.seen).filter(|node| node != pinned)?;
+    let view = q.seen.view(&other).filter(|_| !q.terms.resets.contains_key(&other))?;
+    let serves = !slots.is_empty() && slots.difference(&view.my_slots()).is_empty();
+    serves.then_some(other)
 }
 
 /// Whether some member of a shard serves slots.

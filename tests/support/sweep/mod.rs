@@ -210,7 +210,15 @@ impl Sweep {
         if let Ok(only) = std::env::var("REEVE_SWEEP_CASE") {
             faults.retain(|fault| format!("{fault:?}") == only);
         }
+        // Whole sweeps may be shared among several runs: `REEVE_SWEEP_PART=1/4`.
+        if let Some((part, of)) = part() {
+            faults = faults.into_iter().skip(part - 1).step_by(of).collect();
+        }
+        let all = faults.len();
         for fault in faults {
+            if findings.cases > 0 && findings.cases.is_multiple_of(200) {
+                println!("{scenario:?}: {} of {all} cases", findings.cases);
+            }
             findings.cases += 1;
             let mut counted = Findings::default();
             let wrong = Box::pin(self.case(scenario, Some(fault), &mut counted)).await;
@@ -259,6 +267,12 @@ impl Sweep {
         case.tidy_up().await;
         wrong
     }
+}
+
+fn part() -> Option<(usize, usize)> {
+    let said = std::env::var("REEVE_SWEEP_PART").ok()?;
+    let (part, of) = said.split_once('/').expect("REEVE_SWEEP_PART is a part and of how many: 1/4");
+    Some((part.parse().unwrap(), of.parse().unwrap()))
 }
 
 /// A command, but for the slot that it is about.

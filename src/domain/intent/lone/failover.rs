@@ -32,14 +32,22 @@ pub fn amend(
             ));
         }
     };
-    let from = incumbent(intent, shard, seen)?;
+    let mut from = incumbent(intent, shard, seen)?;
+    let mut successor = intent.to.clone();
+    // All wait for each other: the one that led goes on, if no other is asked for.
+    let back = lineage::returned(shard, seen).filter(|_| forced);
+    if let Some((led, followed)) =
+        back.filter(|(led, _)| successor.as_ref().is_none_or(|to| to == *led))
+    {
+        (from, successor) = (followed.clone(), Some(led.clone()));
+    }
     let from_id = seen.report(&from).map(|r| r.identity());
     let from_id = from_id.unwrap_or_else(|| crate::domain::node::ClusterNodeId(String::new()));
     let drained = now.spec.drained();
     let rival = |node: &Address| {
         forced && seen.report(node).is_some_and(|r| r.role == Role::Primary && !r.loading)
     };
-    let to = match &intent.to {
+    let to = match &successor {
         Some(to) if *to == from => {
             return Err(unfit("/intent/to", format!("{to} is the primary already")));
         }
