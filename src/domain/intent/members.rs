@@ -150,6 +150,15 @@ pub fn left_apart(node: &Address) -> Warning {
     Warning { code: "left_apart".to_owned(), message }
 }
 
+/// That a node that was to leave was not there at the end.
+#[must_use]
+pub fn unreached(node: &Address) -> Warning {
+    let message = format!(
+        "{node} did not answer at the end: it was taken out without having been made blank, and stays out; when it is back, a plan with the intent repair makes it blank"
+    );
+    Warning { code: "leaver_unreached".to_owned(), message }
+}
+
 /// Where a request names those who come, and those who go.
 pub(super) struct Fields<'a> {
     pub comer: &'a dyn Fn(&Address) -> String,

@@ -205,19 +205,16 @@ impl Sweep {
         // There are many more looks than commands, and to miss one changes less.
         let looks = (0..findings.looks).filter(|_| looks).flat_map(look);
         let looks = looks.step_by(if stride > 1 { stride * 7 } else { 1 });
-        let mut faults: Vec<Fault> = commands.chain(looks).collect();
-        // To look at one again, as it was told: `REEVE_SWEEP_CASE='Command(9, LoseTarget)'`.
-        if let Ok(only) = std::env::var("REEVE_SWEEP_CASE") {
-            faults.retain(|fault| format!("{fault:?}") == only);
-        }
-        // Whole sweeps may be shared among several runs: `REEVE_SWEEP_PART=1/4`.
-        if let Some((part, of)) = part() {
-            faults = faults.into_iter().skip(part - 1).step_by(of).collect();
-        }
-        let all = faults.len();
-        for fault in faults {
-            if findings.cases > 0 && findings.cases.is_multiple_of(200) {
-                println!("{scenario:?}: {} of {all} cases", findings.cases);
+        let faults: Vec<Fault> = commands.chain(looks).collect();
+        let chosen = Chosen::of_environment();
+        for (n, fault) in faults.iter().copied().enumerate() {
+            if n > 0 && n.is_multiple_of(200) {
+                println!("{scenario:?}: {n} of {} cases", faults.len());
+            }
+            if !chosen.has(n, fault) {
+                // Its number is its own in every run, and so is what it draws.
+                self.cases += 1;
+                continue;
             }
             findings.cases += 1;
             let mut counted = Findings::default();
@@ -269,10 +266,27 @@ impl Sweep {
     }
 }
 
-fn part() -> Option<(usize, usize)> {
-    let said = std::env::var("REEVE_SWEEP_PART").ok()?;
-    let (part, of) = said.split_once('/').expect("REEVE_SWEEP_PART is a part and of how many: 1/4");
-    Some((part.parse().unwrap(), of.parse().unwrap()))
+/// Which cases are meant, where not all are.
+struct Chosen {
+    /// To look at one again, as it was told: `REEVE_SWEEP_CASE='Command(9, LoseTarget)'`.
+    case: Option<String>,
+    /// Whole sweeps may be shared among several runs: `REEVE_SWEEP_PART=1/4`.
+    part: Option<(usize, usize)>,
+}
+
+impl Chosen {
+    fn of_environment() -> Self {
+        let part = std::env::var("REEVE_SWEEP_PART").ok().map(|said| {
+            let (part, of) = said.split_once('/').expect("a part, and of how many: 1/4");
+            (part.parse().unwrap(), of.parse().unwrap())
+        });
+        Self { case: std::env::var("REEVE_SWEEP_CASE").ok(), part }
+    }
+
+    fn has(&self, n: usize, fault: Fault) -> bool {
+        self.part.is_none_or(|(part, of)| n % of == part - 1)
+            && self.case.as_ref().is_none_or(|case| format!("{fault:?}") == *case)
+    }
 }
 
 /// A command, but for the slot that it is about.
