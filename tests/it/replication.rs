@@ -387,6 +387,49 @@ async fn a_dead_primary_is_replaced_and_comes_back_as_a_replica() {
     assert_eq!(plans["items"][0]["requested_by"], "reeve", "{plans:#}");
 }
 
+/// One that is started from a file that has it follow a sibling: all wait for each other, and it has
+/// what nobody else got.
+#[tokio::test]
+async fn a_primary_that_came_back_as_a_replica_can_go_on() {
+    let mut world = orders(3).await;
+    let primary = leader(&world, &[0, 1, 2]).await;
+    let others: Vec<usize> = (0..3).filter(|n| *n != primary).collect();
+    let signal = |world: &mut World, signal| {
+        for node in &others {
+            world.nodes[*node].signal(signal).unwrap();
+        }
+    };
+    signal(&mut world, reeve::demo::servers::Signal::STOP);
+    assert_eq!(world.ask(primary, &["SET", "only", "1"]), "OK");
+    assert_eq!(world.ask(primary, &["SAVE"]), "OK");
+    world.nodes[primary].kill();
+    signal(&mut world, reeve::demo::servers::Signal::CONT);
+    world.nodes[primary].restart().await.unwrap();
+    let port = world.nodes[others[0]].port().to_string();
+    assert_eq!(world.ask(primary, &["REPLICAOF", "127.0.0.1", &port]), "OK");
+    phase(&world, "down").await;
+    let found = until("it is told", SOON, async || {
+        let findings = world.client.get(&format!("{TOPOLOGY}/findings")).await.unwrap();
+        let items = findings["items"].as_array().unwrap();
+        items.iter().find(|f| f["rule"] == "no_primary").cloned().ok_or("nothing".to_owned())
+    })
+    .await;
+    let text = found["remedy"]["text"].as_str().unwrap();
+    assert!(text.contains(&format!("{} led before", world.nodes[primary].address())), "{text}");
+    carry_out(&world, &forced(&world, others[0])).await;
+    assert_eq!(leader(&world, &[0, 1, 2]).await, primary);
+    for node in 0..3 {
+        until("it has what nobody else got", SOON, async || {
+            match world.ask(node, &["GET", "only"]) {
+                got if got == "1" => Ok(()),
+                other => Err(other),
+            }
+        })
+        .await;
+    }
+    phase(&world, "steady").await;
+}
+
 #[tokio::test]
 async fn the_server_is_killed_in_the_middle_of_a_failover() {
     let mut world = orders(3).await;
