@@ -572,6 +572,7 @@ impl Track {
             offset: Some(offset(report)),
         });
         self.life = look.seen.report(new).map(|report| (report.run_id.clone(), report.keys));
+        (self.away, self.missing) = (None, None);
         (self.primary, self.gone, self.changed) = (Some(new.clone()), None, None);
     }
 

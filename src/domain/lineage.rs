@@ -41,30 +41,42 @@ pub fn incumbent(shard: &Shard, seen: &Observation) -> Option<Address> {
     if let Primary::Settled(node) = primary_of(shard, seen) {
         return Some(node);
     }
+    // One that answers and is a replica itself is none to take over from, but for a hand-over.
+    let most = followed(shard, seen).into_iter().max_by_key(|(_, votes)| *votes);
+    most.map(|(node, _)| node.clone())
+}
+
+/// The member that this one waits for as a replica, where nobody leads.
+#[must_use]
+pub fn waits_for<'a>(node: &Address, shard: &'a Shard, seen: &Observation) -> Option<&'a Address> {
+    let report = seen.report(node).filter(|r| r.role == Role::Replica && !r.loading)?;
+    let followed = report.replication.primary.as_ref()?;
+    let alone = primary_of(shard, seen) == Primary::None;
+    shard.members.iter().find(|m| alone && *m == followed && *m != node)
+}
+
+/// Whoever led before and came back as a replica, as a node does whose file has it follow a sibling,
+/// while nobody leads: it has what the others copied of it, unless it came back with less. Nobody where
+/// two were followed by as many, since then it might be either.
+#[must_use]
+pub fn returned(shard: &Shard, seen: &Observation) -> Option<Address> {
+    let mut followed = followed(shard, seen).into_iter().collect::<Vec<_>>();
+    followed.sort_by_key(|(_, votes)| std::cmp::Reverse(*votes));
+    let (led, votes) = followed.first().copied()?;
+    let tied = followed.get(1).is_some_and(|(_, others)| *others == votes);
+    let report = seen.report(led).filter(|_| !tied && shard.members.contains(led))?;
+    let fullest = members_seen(shard, seen).all(|(_, other)| other.keys <= report.keys);
+    (fullest && waits_for(led, shard, seen).is_some()).then(|| led.clone())
+}
+
+/// Whom the replicas that answer follow, each with how many do.
+fn followed<'a>(shard: &'a Shard, seen: &'a Observation) -> BTreeMap<&'a Address, usize> {
     let mut followed: BTreeMap<&Address, usize> = BTreeMap::new();
     let replicas = members_seen(shard, seen).filter(|(_, r)| r.role == Role::Replica);
     for primary in replicas.filter_map(|(_, r)| r.replication.primary.as_ref()) {
         *followed.entry(primary).or_default() += 1;
     }
-    // One that answers and is a replica itself is none to take over from, but for a hand-over.
-    let most = followed.into_iter().max_by_key(|(_, votes)| *votes);
-    most.map(|(node, _)| node.clone())
-}
-
-/// Whoever led before and came back as a replica, as a node does whose file has it follow a sibling,
-/// while nobody leads: it has what the others copied of it, unless it came back with less. With it the
-/// member that it waits for.
-#[must_use]
-pub fn returned<'a>(shard: &'a Shard, seen: &'a Observation) -> Option<(&'a Address, &'a Address)> {
-    if primary_of(shard, seen) != Primary::None {
-        return None;
-    }
-    let led = incumbent(shard, seen)?;
-    let (node, report) = members_seen(shard, seen).find(|(node, _)| **node == led)?;
-    let fullest = members_seen(shard, seen).all(|(_, other)| other.keys <= report.keys);
-    let waits = report.role == Role::Replica && !report.loading && fullest;
-    let followed = report.replication.primary.as_ref().filter(|_| waits)?;
-    Some((node, shard.members.iter().find(|m| *m == followed && *m != node)?))
+    followed
 }
 
 /// Whether it is a shard of nodes outside of clusters, as far as they were seen.

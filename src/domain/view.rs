@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use chrono::TimeDelta;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -301,12 +302,15 @@ pub fn headless(layout: &Layout, seen: &Observation) -> Vec<ShardId> {
     wanted.iter().filter(headless).map(|(shard, _)| shard.id).collect()
 }
 
-/// Whether slots that no node claims are shown by most of them with primaries that answer: those were
-/// looked at before they got them.
+/// Whether slots that no node claims are shown by most of them with primaries whose answer is older:
+/// those were looked at before they got them.
 fn on_their_way(slots: &SlotSet, seen: &Observation) -> bool {
+    const OLDER: TimeDelta = TimeDelta::milliseconds(100);
+    let newest = seen.nodes.keys().filter_map(|a| seen.report(a)).map(|r| r.observed_at).max();
     let leads = |id: &ClusterNodeId| {
         let node = seen.by_cluster_id(id).and_then(|node| seen.report(node));
-        node.is_some_and(|report| report.role == Role::Primary)
+        let old = |report: &&Report| newest.is_some_and(|at| at - report.observed_at > OLDER);
+        node.filter(old).is_some_and(|report| report.role == Role::Primary)
     };
     let shown = |view: &&ClusterView| {
         let owners = view.peers.iter().filter(|(id, _)| leads(id));

@@ -9,7 +9,6 @@ use crate::domain::diagnosis::drift::{self, Differences};
 use crate::domain::diagnosis::steady::Steady;
 use crate::domain::diagnosis::{Finding, Rule, Subject, crowded, leaderless, lone, watched};
 use crate::domain::id::TopologyId;
-use crate::domain::node::Address;
 use crate::domain::observation::Observation;
 use crate::domain::topology::Topology;
 use crate::store::StoreError;
@@ -149,18 +148,16 @@ impl Judge {
         now.extend(self.disagreement(&stored.wanted, seen));
         let mut slow = leaderless::findings(&stored.wanted, seen);
         // While a plan is at work, those that leave still follow, and primaries change.
-        if stored.active_plan.is_none() {
+        let idle = stored.active_plan.is_none();
+        if idle {
             slow.extend(lone::strange_replicas(&stored.wanted, seen));
-            slow.extend(crowded::finding(&stored.wanted, seen));
-            // While somebody is missing nobody can say that it is over.
-            let missing = |node: &Address| seen.report(node).is_none();
-            if stored.wanted.layout.members().into_iter().any(missing)
-                && !slow.iter().any(|f| f.rule == Rule::CrowdedPrimaries)
-            {
-                let told = self.alarms.iter().filter(|f| f.rule == Rule::CrowdedPrimaries);
-                slow.extend(told.cloned());
-            }
         }
+        let crowd = crowded::findings(&stored.wanted, seen).filter(|_| idle);
+        slow.extend(crowd.unwrap_or_else(|| {
+            // Nobody can say that it is over.
+            let told = self.alarms.iter().filter(|f| f.rule == Rule::CrowdedPrimaries);
+            told.cloned().collect()
+        }));
         now.extend(self.lasting(slow));
         let about = |f: &Finding| (f.rule, f.subject.clone());
         let same = now.iter().map(about).eq(self.alarms.iter().map(about));

@@ -181,7 +181,8 @@ impl Keeper {
         let began = Instant::now();
         let spec = &stored.wanted.spec;
         self.ears.follow(&engine, &self.lease, spec, &logins);
-        let nodes: BTreeSet<Address> = everybody(spec, &marked).cloned().collect();
+        let mut nodes: BTreeSet<Address> = everybody(spec, &marked).cloned().collect();
+        nodes.extend(stored.leavers.keys().cloned());
         let mut before = watch.seen.as_deref().cloned().unwrap_or_default();
         before.nodes.retain(|node, _| nodes.contains(node));
         let libraries = at_rest(&engine, &stored, &before, planner::compares_functions);

@@ -120,7 +120,6 @@ impl Run {
         {
             stored.wanted = own.wanted;
         }
-        *stored.terms = plan.terms.clone();
         let (id, name) = (stored.wanted.id, &stored.wanted.name);
         let from = engine.store.version(id, name, plan.from_version).await?;
         let before = from.iter().flat_map(|v| v.wanted.layout.members()).cloned().collect();
@@ -259,7 +258,7 @@ impl Run {
                 for node in terms.lost.keys() {
                     engine.store.warn(held, plan.id, &members::left_apart(node)).await?;
                 }
-                for node in unreached(&terms, &seen) {
+                for node in unreached(&terms, &seen).filter(|_| !winding_down) {
                     engine.store.warn(held, plan.id, &members::unreached(node)).await?;
                 }
                 let other = failover::elected_another(&terms, &want.layout, &seen);

@@ -134,8 +134,8 @@ impl Watch {
         }
         if let Some((_, seen)) = engine.store.observation(stored.wanted.id, None).await? {
             let told = engine.store.open_failovers(stored.wanted.id).await?;
-            let (layout, seats) = (stored.standing(&seen), &stored.terms.seats);
-            watch.failovers = Failovers::resume(&layout, seats, &seen, &told);
+            let layout = stored.standing(&seen);
+            watch.failovers = Failovers::resume(&layout, &stored.seats, &seen, &told);
             watch.note_shape(stored, &seen);
             watch.rests.clear();
             watch.seen = Some(Arc::new(seen));
@@ -245,7 +245,7 @@ impl Watch {
             let view = s.primary.as_ref().and_then(|primary| seen.view(primary));
             s.slots.is_empty() || view.is_none_or(|view| view.state_ok)
         };
-        let again = self.covered == Some(false);
+        let again = self.covered != Some(true);
         let covered = without.is_empty() && (!again || shards.iter().all(serves));
         match self.covered.replace(covered).filter(|_| clustered) {
             Some(true) if !covered => {

@@ -71,7 +71,7 @@ fn key(mark: &Mark) -> String {
 
 /// What is too long for an index (PostgreSQL takes some 2,700 bytes) is told apart by its digest.
 fn in_short(text: String) -> String {
-    const LONGEST: usize = 1000;
+    const LONGEST: usize = 2200;
     if text.len() <= LONGEST {
         return text;
     }

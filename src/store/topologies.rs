@@ -13,10 +13,10 @@ use super::plans::NewPlan;
 use super::{Store, StoreError, document, journal, json, marks, nodes, plans, violated};
 use crate::domain::event::{EventType, NewEvent};
 use crate::domain::health::Health;
-use crate::domain::id::{PlanId, TopologyId};
+use crate::domain::id::{PlanId, ShardId, TopologyId};
 use crate::domain::node::{Address, Labels};
 use crate::domain::observation::{Mark, Observation, Role};
-use crate::domain::planner::{Leaver, Terms};
+use crate::domain::planner::{Leaver, Seat, Terms};
 use crate::domain::refusal::{FieldError, Refusal};
 use crate::domain::spec::Spec;
 use crate::domain::topology::{Layout, Topology};
@@ -30,8 +30,10 @@ pub struct StoredTopology {
     /// Whether the plan that creates it has succeeded.
     pub created: bool,
     pub active_plan: Option<PlanId>,
-    /// Those of the active plan.
-    pub terms: Box<Terms>,
+    /// Who is to leave by its plans that are active, or by the last one where that broke off.
+    pub leavers: BTreeMap<Address, Leaver>,
+    /// Which changes of primary those are about.
+    pub seats: BTreeMap<ShardId, Seat>,
     pub created_at: DateTime<Utc>,
     pub updated_at: DateTime<Utc>,
 }
@@ -43,15 +45,15 @@ impl StoredTopology {
     pub fn standing(&self, seen: &Observation) -> Cow<'_, Layout> {
         let stays = |(node, leaver): &(&Address, &Leaver)| {
             // One that is dead is missed where it led.
-            let led = || self.terms.seats.values().any(|seat| seat.from == **node);
+            let led = || self.seats.values().any(|seat| seat.from == **node);
             let Some(report) = seen.report(node) else { return led() };
-            let mut marks = seen.marks_on(node);
-            let left = !report.cluster_enabled
-                && report.role == Role::Primary
-                && marks.any(|m| m.what.identity() == Some(&leaver.identity));
-            report.identity() == leaver.identity && !left
+            if report.cluster_enabled {
+                return report.identity() == leaver.identity;
+            }
+            let begun = seen.marks_on(node).any(|m| m.what.identity() == Some(&leaver.identity));
+            !(report.is_blank() || begun && report.role == Role::Primary)
         };
-        let stay: Vec<_> = self.terms.leavers.iter().filter(stays).collect();
+        let stay: Vec<_> = self.leavers.iter().filter(stays).collect();
         if stay.is_empty() {
             return Cow::Borrowed(&self.wanted.layout);
         }
@@ -107,6 +109,10 @@ impl TryFrom<TopologyRow> for StoredTopology {
     type Error = StoreError;
 
     fn try_from(row: TopologyRow) -> Result<Self, StoreError> {
+        let terms: Vec<Terms> = match row.terms {
+            Some(terms) => document("plans", "terms", terms)?,
+            None => vec![],
+        };
         Ok(Self {
             wanted: Topology {
                 id: TopologyId(row.id),
@@ -119,10 +125,8 @@ impl TryFrom<TopologyRow> for StoredTopology {
             revision: row.revision,
             created: row.created,
             active_plan: row.active_plan.map(PlanId),
-            terms: match row.terms {
-                Some(terms) => document("plans", "terms", terms)?,
-                None => Box::default(),
-            },
+            leavers: terms.iter().flat_map(|t| t.leavers.clone()).collect(),
+            seats: terms.iter().flat_map(|t| t.seats.clone()).collect(),
             created_at: row.created_at,
             updated_at: row.updated_at,
         })
@@ -157,9 +161,10 @@ impl Store {
                     (SELECT p.id FROM plans p WHERE p.topology_id = t.id
                        AND p.state IN ('queued', 'running', 'paused')
                      ORDER BY p.displaces NULLS LAST LIMIT 1) AS active_plan,
-                    (SELECT p.terms FROM plans p WHERE p.topology_id = t.id
-                       AND p.state IN ('queued', 'running', 'paused')
-                     ORDER BY p.displaces NULLS LAST LIMIT 1) AS terms
+                    (SELECT jsonb_agg(p.terms) FROM plans p WHERE p.topology_id = t.id
+                       AND (p.state IN ('queued', 'running', 'paused')
+                         OR (p.state IN ('failed', 'cancelled')
+                           AND p.id = (SELECT max(l.id::text)::uuid FROM plans l WHERE l.topology_id = t.id)))) AS terms
              FROM topologies t JOIN topology_versions v ON v.topology_id = t.id AND v.version = t.version
              WHERE t.name = $1",
             name
@@ -198,9 +203,10 @@ impl Store {
                     (SELECT p.id FROM plans p WHERE p.topology_id = t.id
                        AND p.state IN ('queued', 'running', 'paused')
                      ORDER BY p.displaces NULLS LAST LIMIT 1) AS active_plan,
-                    (SELECT p.terms FROM plans p WHERE p.topology_id = t.id
-                       AND p.state IN ('queued', 'running', 'paused')
-                     ORDER BY p.displaces NULLS LAST LIMIT 1) AS terms
+                    (SELECT jsonb_agg(p.terms) FROM plans p WHERE p.topology_id = t.id
+                       AND (p.state IN ('queued', 'running', 'paused')
+                         OR (p.state IN ('failed', 'cancelled')
+                           AND p.id = (SELECT max(l.id::text)::uuid FROM plans l WHERE l.topology_id = t.id)))) AS terms
              FROM topologies t JOIN topology_versions v ON v.topology_id = t.id AND v.version = t.version
              WHERE ($1::text IS NULL OR t.name > $1) AND ($2::text[] IS NULL OR t.name = ANY($2))
              ORDER BY t.name LIMIT $3",

@@ -323,7 +323,7 @@ impl Choice {
         let by_data = shards_by_data(needs)?;
         let (by_load, readers) = shards_by_load(needs);
         let least = LEAST_SHARDS.max(by_data).max(by_load);
-        let wanted = self.spread(needs, least);
+        let wanted = self.spread(needs, least, readers.max(1));
         let least_replicas = readers.max(1);
         match needs.servers {
             None => {
@@ -425,10 +425,10 @@ impl Choice {
 
     /// So many shards, or one more where the loss of the fullest zone would leave no majority of their
     /// primaries (four over three zones), and the servers leave room for it.
-    fn spread(&mut self, needs: &Needs, shards: usize) -> usize {
+    fn spread(&mut self, needs: &Needs, shards: usize, replicas: usize) -> usize {
         let zones = needs.zones.len().max(1);
         let quorate = |shards: usize| shards - shards.div_ceil(zones) > shards / 2;
-        let room = needs.servers.is_none_or(|servers| servers / 2 > shards);
+        let room = needs.servers.is_none_or(|n| n / (shards + 1) > replicas);
         if zones < 3 || quorate(shards) || !quorate(shards + 1) || !room {
             return shards;
         }

@@ -393,7 +393,11 @@ impl<'a> Guide<'a> {
         if let Some(zone) = self.zone {
             tasks.push(Task {
                 text: format!(
-                    "Hand back first, so that zone {zone} has the primary again. Then stop everything in it at once, what-if tells what comes of it; start it again afterwards (the same with start)"
+                    "{}Stop everything in zone {zone} at once, what-if tells what comes of it; start it again afterwards (the same with start)",
+                    match self.replica {
+                        Some(_) => format!("Hand back first, so that zone {zone} has the primary again. "),
+                        None => String::new(),
+                    }
                 ),
                 api: self.post("/what-if", json!({ "fail": { "zones": [zone] } })),
                 command: Some(self.zone_units(zone, "stop")),
@@ -410,6 +414,8 @@ impl<'a> Guide<'a> {
             // It has to start and load within that time, too.
             let misses = if assume.node_timeout_ms >= (down * 2000) as f64 {
                 "before the others miss it: it goes on as primary when it has loaded its data, and nothing fails over"
+            } else if self.replica.is_none() {
+                "about when the others miss it: it goes on as primary when it has loaded its data"
             } else {
                 "about when the others miss it: it goes on as primary, or finds that a replica was elected and follows it"
             };

@@ -12,11 +12,11 @@ use crate::domain::spec::NodeSpec;
 use crate::domain::topology::{Layout, Shard, Topology};
 use crate::domain::view::{self, Primary};
 
-/// One for the whole cluster, with the first handover that spreads them again. None while a shard has
-/// no primary: that is told otherwise.
+/// One for the whole cluster, with a handover that begins to spread them again. `None` while that cannot
+/// be told, since a shard has no primary that answers: that is told otherwise.
 #[must_use]
-pub fn finding(want: &Topology, seen: &Observation) -> Option<Finding> {
-    let Layout::Cluster { .. } = want.layout else { return None };
+pub fn findings(want: &Topology, seen: &Observation) -> Option<Vec<Finding>> {
+    let Layout::Cluster { .. } = want.layout else { return Some(vec![]) };
     let shards = want.layout.shards();
     let served = shards.iter().filter(|(_, slots)| !slots.is_empty());
     let led: Option<Vec<(&Shard, Address)>> = served
@@ -26,7 +26,8 @@ pub fn finding(want: &Topology, seen: &Observation) -> Option<Finding> {
         })
         .collect();
     let crowd = Crowd { places: want.places(), led: led?, seen };
-    crowd.finding("zone", |place| &place.zone).or_else(|| crowd.finding("host", NodeSpec::machine))
+    let finding = crowd.finding("zone", |place| &place.zone);
+    Some(finding.or_else(|| crowd.finding("host", NodeSpec::machine)).into_iter().collect())
 }
 
 struct Crowd<'a> {
@@ -45,36 +46,41 @@ impl Crowd<'_> {
         }
         let (all, needed) = (self.led.len(), self.led.len() / 2 + 1);
         let fatal = |there: usize| there + needed > all;
-        let (place, there) = counts.iter().find(|(_, there)| fatal(**there))?;
-        // Somebody else could lead one of them where that makes no crowd.
-        let better = |node: &&Address| {
-            let room = at(node).map(|p| counts.get(&p).copied().unwrap_or(0));
-            room.is_some_and(|n| !fatal(n + 1)) && at(node).as_ref() != Some(place)
-        };
-        let (shard, primary, to) = self.led.iter().find_map(|(shard, primary)| {
-            let here = at(primary).as_ref() == Some(place);
-            let ready = |node: &&Address| self.follows(node, primary);
-            let to = shard.members.iter().filter(better).find(ready).filter(|_| here)?;
-            Some((shard, primary, to))
-        })?;
+        // Somebody else could lead a shard of the crowd, where that makes no other crowd.
+        let moves = self.led.iter().flat_map(|(shard, primary)| {
+            let here = at(primary).filter(|here| counts.get(here).is_some_and(|n| fatal(*n)));
+            let better = |node: &&Address| {
+                let there = at(node).filter(|there| here.as_ref().is_some_and(|h| h != there));
+                there.is_some_and(|there| !fatal(counts.get(&there).map_or(1, |n| n + 1)))
+            };
+            let to: Vec<&Address> = shard.members.iter().filter(better).collect();
+            to.into_iter().map(move |to| (*shard, primary, to))
+        });
+        let moves: Vec<(&Shard, &Address, &Address)> = moves.collect();
+        let ready = moves.iter().find(|(_, primary, to)| self.follows(to, primary));
+        let (shard, primary, to) = *ready.or_else(|| moves.first())?;
+        let place = at(primary)?;
+        let there = counts.get(&place).copied().unwrap_or(0);
         let left = all - there;
+        let when = if ready.is_some() {
+            "; a plan does it without losing a write."
+        } else {
+            ", when it follows again."
+        };
         Some(Finding {
             rule: Rule::CrowdedPrimaries,
             severity: Severity::Warning,
             title: format!("The loss of {kind} {place} would leave no majority of primaries"),
             detail: format!(
-                "{there} of {all} primaries are in {kind} {place} since shards failed over: without it {left} are left, and it takes {needed} to elect any replica, so the whole cluster would be down"
+                "{there} of {all} primaries are in {kind} {place}: without it {left} are left, and it takes {needed} to elect any replica, so the whole cluster would be down"
             ),
             evidence: json!({ "kind": kind, "place": place, "primaries": counts, "needed": needed }),
             subject: Subject::default(),
             remedy: Remedy {
-                text: format!(
-                    "Hand shard {} over to {to}, which is elsewhere; a plan does it without losing a write.",
-                    shard.index
-                ),
-                intent: Some(json!({
-                    "kind": "failover", "method": "graceful", "node": primary, "to": to,
-                })),
+                text: format!("Hand shard {} over to {to}, which is elsewhere{when}", shard.index),
+                intent: ready.map(|_| {
+                    json!({ "kind": "failover", "method": "graceful", "node": primary, "to": to })
+                }),
             },
         })
     }

@@ -59,8 +59,10 @@ fn stands(node: &Address, seen: &Observation) -> String {
 fn remedy(want: &Topology, shard: &Shard, seen: &Observation) -> String {
     let offset = |(_, report): &(&Address, &Report)| report.replication.offset;
     let there = shard.members.iter().filter_map(|m| Some((m, seen.report(m)?)));
-    let returned = lineage::returned(shard, seen).map(|(node, _)| node);
-    let Some(fullest) = returned.or_else(|| Some(there.max_by_key(offset)?.0)) else {
+    let returned = lineage::returned(shard, seen);
+    let returned = returned.filter(|_| want.layout.sentinels().is_empty());
+    let fullest = returned.clone().or_else(|| Some(there.max_by_key(offset)?.0.clone()));
+    let Some(fullest) = fullest else {
         return "No node of the shard answers: start them, those with the data first.".to_owned();
     };
     let force = format!(

@@ -449,7 +449,8 @@ me=\"$POD_NAME.$SERVICE\"
 /// A topology's name as the one of its namespace. What is too long is cut, and told from others that
 /// begin alike by what it was.
 fn app(name: &str) -> String {
-    if name.len() <= LONGEST_APP {
+    let trimmed = name.trim_end_matches('-');
+    if name.len() <= LONGEST_APP && trimmed == name {
         return name.to_owned();
     }
     let tell = Uuid::new_v5(&Uuid::nil(), name.as_bytes()).simple().to_string();

@@ -16,7 +16,7 @@ use crate::domain::slot::SlotSet;
 use crate::domain::spec::{Mode, Spec};
 use crate::domain::survivability::{self, Lost, Survivability, WhatIfOutcome, scene};
 use crate::domain::topology::Layout;
-use crate::domain::view::{self, Primary, ReplicaState};
+use crate::domain::view::{self, Primary, ReplicaState, ReplicaStatus};
 use crate::http::App;
 use crate::http::auth::Viewer;
 use crate::http::error::ApiError;
@@ -252,7 +252,10 @@ pub async fn endpoints(
     let (mut write, mut read) = (Vec::new(), Vec::new());
     for shard in view::shards(layout, &seen) {
         write.extend(shard.primary.map(|address| WriteEndpoint { shard: shard.id, address }));
+        // Whoever is about to leave is no place to read from any more.
+        let stays = |r: &ReplicaStatus| !stored.leavers.contains_key(&r.address);
         let online = shard.replicas.into_iter().filter(|r| r.state == ReplicaState::Online);
+        let online = online.filter(stays);
         read.extend(online.map(|r| ReadEndpoint {
             shard: shard.id,
             address: r.address,

@@ -34,12 +34,19 @@ pub fn amend(
     };
     let mut from = incumbent(intent, shard, seen)?;
     let mut successor = intent.to.clone();
-    // All wait for each other: the one that led goes on, if no other is asked for.
-    let back = lineage::returned(shard, seen).filter(|_| forced);
-    if let Some((led, followed)) =
-        back.filter(|(led, _)| successor.as_ref().is_none_or(|to| to == *led))
-    {
-        (from, successor) = (followed.clone(), Some(led.clone()));
+    // Where all wait for each other, the one that led may go on. Sentinels choose for themselves.
+    let unwatched = forced && now.layout.sentinels().is_empty();
+    if let Some(followed) = lineage::waits_for(&from, shard, seen).filter(|_| unwatched) {
+        match &successor {
+            None if lineage::returned(shard, seen).as_ref() != Some(&from) => {
+                return Err(unfit(
+                    "/intent/to",
+                    "all that answer wait for each other, and it cannot be told who has the newest data: name in `to` the one that is to go on",
+                ));
+            }
+            Some(to) if *to != from => {}
+            Some(_) | None => (from, successor) = (followed.clone(), Some(from)),
+        }
     }
     let from_id = seen.report(&from).map(|r| r.identity());
     let from_id = from_id.unwrap_or_else(|| crate::domain::node::ClusterNodeId(String::new()));

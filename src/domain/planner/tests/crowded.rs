@@ -30,7 +30,7 @@ proptest! {
         let zones = ["a", "b", "c"];
         let nodes = (0..shards * (replicas + 1)).map(|n| node(n, zones[usize::from(n) % 3]));
         let (now, mut seen) = made(&spec(shards, replicas, nodes.collect()), 1);
-        prop_assert_eq!(crowded::finding(&now, &seen), None);
+        prop_assert_eq!(crowded::findings(&now, &seen), Some(vec![]));
         let at_first = survives(&now, &seen).survives;
         for index in order {
             let members = now.layout.members();
@@ -43,7 +43,7 @@ proptest! {
         let quorate = |all: &Survivability| all.losses.iter().all(|l| l.outcome != Outcome::NoQuorum);
         prop_assume!(at_first.any_zone);
         let mut handovers = 0;
-        while let Some(found) = crowded::finding(&now, &seen) {
+        while let Some(found) = crowded::findings(&now, &seen).unwrap().pop() {
             prop_assert!(!survives(&now, &seen).survives.any_zone, "{:?}", found);
             let intent: Intent = serde_json::from_value(found.remedy.intent.unwrap()).unwrap();
             let Intent::Failover(intent) = intent else { panic!("{intent:?}") };
