@@ -110,7 +110,7 @@ impl Case {
             }
             let plan = self.plan.ok_or("no plan")?;
             self.engine.cancel_plan(plan, "sweep").await.map_err(told)?;
-            self.drive_until(None, PlanState::Cancelled).await?;
+            Box::pin(self.drive_until(None, PlanState::Cancelled)).await?;
         }
         Ok(())
     }
