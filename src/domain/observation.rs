@@ -322,91 +322,43 @@ impl MarkKind {
     /// Who took over from the node, if the mark is about that.
     #[must_use]
     pub fn deposed(&self) -> Option<&DeposedMark> {
-        match self {
-            Self::Deposed(deposed) => Some(deposed),
-            Self::Setting(_)
-            | Self::Unwritten
-            | Self::Identity(_)
-            | Self::Hold(_)
-            | Self::OpenSlots(_)
-            | Self::Paused(_)
-            | Self::Emptied(_) => None,
-        }
+        let Self::Deposed(deposed) = self else { return None };
+        Some(deposed)
     }
 
     /// What a primary had before it was started anew with nothing, if the mark is about that.
     #[must_use]
     pub fn emptied(&self) -> Option<&EmptiedMark> {
-        match self {
-            Self::Emptied(emptied) => Some(emptied),
-            Self::Setting(_)
-            | Self::Unwritten
-            | Self::Identity(_)
-            | Self::Hold(_)
-            | Self::OpenSlots(_)
-            | Self::Paused(_)
-            | Self::Deposed(_) => None,
-        }
+        let Self::Emptied(emptied) = self else { return None };
+        Some(emptied)
     }
 
     /// The setting that is changed for a while, if the mark is about one.
     #[must_use]
     pub fn setting(&self) -> Option<&SettingMark> {
-        match self {
-            Self::Setting(setting) => Some(setting),
-            Self::Unwritten
-            | Self::Identity(_)
-            | Self::Hold(_)
-            | Self::OpenSlots(_)
-            | Self::Paused(_)
-            | Self::Deposed(_)
-            | Self::Emptied(_) => None,
-        }
+        let Self::Setting(setting) = self else { return None };
+        Some(setting)
     }
 
     /// The rest of a shard, if the mark is about one.
     #[must_use]
     pub fn hold(&self) -> Option<&HoldMark> {
-        match self {
-            Self::Hold(hold) => Some(hold),
-            Self::Setting(_)
-            | Self::Unwritten
-            | Self::Identity(_)
-            | Self::OpenSlots(_)
-            | Self::Paused(_)
-            | Self::Deposed(_)
-            | Self::Emptied(_) => None,
-        }
+        let Self::Hold(hold) = self else { return None };
+        Some(hold)
     }
 
     /// The slots that may be half-way, if the mark is about some.
     #[must_use]
     pub fn open_slots(&self) -> Option<&OpenSlotsMark> {
-        match self {
-            Self::OpenSlots(open) => Some(open),
-            Self::Setting(_)
-            | Self::Unwritten
-            | Self::Hold(_)
-            | Self::Identity(_)
-            | Self::Paused(_)
-            | Self::Deposed(_)
-            | Self::Emptied(_) => None,
-        }
+        let Self::OpenSlots(open) = self else { return None };
+        Some(open)
     }
 
     /// The cluster identity that nobody is to know any more, if the mark is about one.
     #[must_use]
     pub fn identity(&self) -> Option<&ClusterNodeId> {
-        match self {
-            Self::Identity(was) => Some(&was.id),
-            Self::Setting(_)
-            | Self::Unwritten
-            | Self::Hold(_)
-            | Self::OpenSlots(_)
-            | Self::Paused(_)
-            | Self::Deposed(_)
-            | Self::Emptied(_) => None,
-        }
+        let Self::Identity(was) = self else { return None };
+        Some(&was.id)
     }
 }
 

@@ -1,5 +1,6 @@
 //! What follows from an observation: who is primary, how each shard and the whole are doing.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::TimeDelta;
@@ -10,6 +11,7 @@ use super::id::ShardId;
 use super::lineage;
 use super::node::{Address, ClusterNodeId};
 use super::observation::{ClusterView, Observation, Peer, Report, Role, Sighting};
+use super::planner::{Leaver, Seat};
 use super::slot::SlotSet;
 use super::topology::{Layout, Shard};
 
@@ -276,6 +278,33 @@ pub enum ReplicaState {
 #[must_use]
 pub fn shards(layout: &Layout, seen: &Observation) -> Vec<ShardStatus> {
     layout.shards().iter().map(|(s, slots)| shard(s, slots, seen)).collect()
+}
+
+/// A layout as it stands while plans are at work: with the members that are to leave and did not yet,
+/// one of which may lead its shard all the while.
+#[must_use]
+pub fn standing<'a>(
+    layout: &'a Layout,
+    leavers: &BTreeMap<Address, Leaver>,
+    seats: &BTreeMap<ShardId, Seat>,
+    seen: &Observation,
+) -> Cow<'a, Layout> {
+    let stays = |(node, leaver): &(&Address, &Leaver)| {
+        // One that is dead is missed where it led.
+        let led = || seats.values().any(|seat| seat.from == **node);
+        let Some(report) = seen.report(node) else { return led() };
+        if report.cluster_enabled {
+            return report.identity() == leaver.identity;
+        }
+        let begun = seen.marks_on(node).any(|m| m.what.identity() == Some(&leaver.identity));
+        !(report.is_blank() || begun && report.role == Role::Primary)
+    };
+    let stay: Vec<_> = leavers.iter().filter(stays).collect();
+    if stay.is_empty() {
+        return Cow::Borrowed(layout);
+    }
+    let with = stay.into_iter().map(|(node, leaver)| (node.clone(), leaver.shard));
+    Cow::Owned(layout.clone().with(with))
 }
 
 /// Whether nobody serves some slot that the layout has, or some shard has no primary although its

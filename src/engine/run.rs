@@ -258,7 +258,7 @@ impl Run {
                 for node in terms.lost.keys() {
                     engine.store.warn(held, plan.id, &members::left_apart(node)).await?;
                 }
-                for node in unreached(&terms, &seen).filter(|_| !winding_down) {
+                for node in terms.unreached(&seen).filter(|_| !winding_down) {
                     engine.store.warn(held, plan.id, &members::unreached(node)).await?;
                 }
                 let other = failover::elected_another(&terms, &want.layout, &seen);
@@ -808,12 +808,6 @@ fn glances(asked: Timestamp, ended: Timestamp, seen: &Observation) -> BTreeMap<A
         Glance { asked, ended, late: false }
     };
     seen.nodes.keys().map(|node| (node.clone(), glance(node))).collect()
-}
-
-/// Nodes that were to leave, and are not there to see that they have.
-fn unreached<'a>(terms: &'a Terms, seen: &'a Observation) -> impl Iterator<Item = &'a Address> {
-    let marked = |node: &&Address| seen.marks_on(node).any(|m| m.what.identity().is_some());
-    terms.leavers.keys().filter(|node| seen.report(node).is_none()).filter(marked)
 }
 
 fn fence(held: Held) -> Fence {

@@ -15,11 +15,12 @@ use crate::domain::event::{EventType, NewEvent};
 use crate::domain::health::Health;
 use crate::domain::id::{PlanId, ShardId, TopologyId};
 use crate::domain::node::{Address, Labels};
-use crate::domain::observation::{Mark, Observation, Role};
+use crate::domain::observation::{Mark, Observation};
 use crate::domain::planner::{Leaver, Seat, Terms};
 use crate::domain::refusal::{FieldError, Refusal};
 use crate::domain::spec::Spec;
 use crate::domain::topology::{Layout, Topology};
+use crate::domain::view;
 
 /// A topology with what surrounds its wanted shape.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,26 +40,10 @@ pub struct StoredTopology {
 }
 
 impl StoredTopology {
-    /// The layout as it stands while a plan is at work: with the members that are to leave and did not
-    /// yet, one of which may lead its shard all the while.
+    /// The layout as it stands while its plans are at work.
     #[must_use]
     pub fn standing(&self, seen: &Observation) -> Cow<'_, Layout> {
-        let stays = |(node, leaver): &(&Address, &Leaver)| {
-            // One that is dead is missed where it led.
-            let led = || self.seats.values().any(|seat| seat.from == **node);
-            let Some(report) = seen.report(node) else { return led() };
-            if report.cluster_enabled {
-                return report.identity() == leaver.identity;
-            }
-            let begun = seen.marks_on(node).any(|m| m.what.identity() == Some(&leaver.identity));
-            !(report.is_blank() || begun && report.role == Role::Primary)
-        };
-        let stay: Vec<_> = self.leavers.iter().filter(stays).collect();
-        if stay.is_empty() {
-            return Cow::Borrowed(&self.wanted.layout);
-        }
-        let with = stay.into_iter().map(|(node, leaver)| (node.clone(), leaver.shard));
-        Cow::Owned(self.wanted.layout.clone().with(with))
+        view::standing(&self.wanted.layout, &self.leavers, &self.seats, seen)
     }
 }
 

@@ -104,6 +104,12 @@ impl Terms {
     pub fn others(&self) -> impl Iterator<Item = &Address> {
         self.leavers.keys().chain(self.resets.keys()).chain(&self.unwatch)
     }
+
+    /// Nodes that were to leave, and are not there to see that they have.
+    pub fn unreached<'a>(&'a self, seen: &'a Observation) -> impl Iterator<Item = &'a Address> {
+        let marked = |node: &&Address| seen.marks_on(node).any(|m| m.what.identity().is_some());
+        self.leavers.keys().filter(|node| seen.report(node).is_none()).filter(marked)
+    }
 }
 
 /// A node that may be emptied, while it is still what was meant.
