@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use super::Engine;
 use crate::domain::diagnosis::drift::{self, Differences};
 use crate::domain::diagnosis::steady::Steady;
-use crate::domain::diagnosis::{Finding, Rule, Subject, crowded, leaderless, lone, watched};
+use crate::domain::diagnosis::{
+    Finding, Rule, Subject, crowded, leaderless, lone, returned, watched,
+};
 use crate::domain::id::TopologyId;
 use crate::domain::observation::Observation;
 use crate::domain::topology::Topology;
@@ -24,6 +26,7 @@ const ALARMS: &[Rule] = &[
     Rule::NoPrimary,
     Rule::StrangeReplica,
     Rule::CrowdedPrimaries,
+    Rule::ReturnedNode,
 ];
 /// Where nodes elect a new primary, that is over by then as a rule.
 const LASTS_AT_LEAST: Duration = Duration::from_secs(10);
@@ -151,6 +154,7 @@ impl Judge {
         let idle = stored.active_plan.is_none();
         if idle {
             slow.extend(lone::strange_replicas(&stored.wanted, seen));
+            slow.extend(returned::findings(&stored.wanted, &stored.leavers, seen));
         }
         let crowd = crowded::findings(&stored.wanted, seen).filter(|_| idle);
         slow.extend(crowd.unwrap_or_else(|| {

@@ -169,10 +169,27 @@ async fn a_dead_replica_is_replaced_and_stays_out_when_it_returns() {
     world.nodes[dead].restart().await.unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(known(&world, &members), vec![6; 6]);
-    // A repair makes it blank and takes the mark away.
-    carry_out(&world, &json!({ "intent": { "kind": "repair" } })).await;
+    let returned = async || {
+        let findings = world.client.get(&format!("{TOPOLOGY}/findings")).await.unwrap();
+        let items = findings["items"].as_array().unwrap().clone();
+        items.into_iter().find(|f| f["rule"] == "returned_node").ok_or(findings)
+    };
+    let found = until("it is told that it is back", SOON, async || {
+        returned().await.map_err(|found| found.to_string())
+    })
+    .await;
+    assert_eq!(found["subject"]["node"], address(&world, dead), "{found:#}");
+    assert_eq!(found["remedy"]["intent"], json!({ "kind": "repair" }), "{found:#}");
+    // A repair makes it blank and takes the mark away, and does not introduce it to anybody before.
+    let repair = carry_out(&world, &json!({ "intent": { "kind": "repair" } })).await;
+    assert!(!repair.to_string().contains("CLUSTER MEET"), "{repair:#}");
     assert!(is_blank(&world, dead), "{}", world.ask(dead, &["CLUSTER", "NODES"]));
     assert_eq!(known(&world, &members), vec![6; 6]);
+    until("it is told no more", SOON, async || match returned().await {
+        Ok(open) if open["closed_at"].is_null() => Err(open.to_string()),
+        Ok(_) | Err(_) => Ok(()),
+    })
+    .await;
     is_settled(&world).await;
 }
 

@@ -42,7 +42,9 @@ pub fn strange_replicas(want: &Topology, seen: &Observation) -> Vec<Finding> {
         },
     }
     };
-    attached.filter(|node| !ours.contains(node)).map(finding).collect()
+    // Whoever has a mark was taken out by a plan: `returned` tells of it.
+    let marked = |node: &Address| seen.marks_on(node).any(|m| m.what.identity().is_some());
+    attached.filter(|node| !ours.contains(node) && !marked(node)).map(finding).collect()
 }
 
 fn split(shard: &Shard, seen: &Observation) -> Option<Finding> {

@@ -7,6 +7,7 @@ pub mod crowded;
 pub mod drift;
 pub mod leaderless;
 pub mod lone;
+pub mod returned;
 pub mod steady;
 pub mod watched;
 
@@ -36,6 +37,8 @@ pub enum Rule {
     /// Failovers have brought so many primaries together that the loss of one zone or host leaves no
     /// majority of them, and it lasts.
     CrowdedPrimaries,
+    /// A node that was taken out while it was dead is back, and holds itself for a member.
+    ReturnedNode,
 }
 
 /// How bad a finding is.
@@ -95,6 +98,7 @@ impl Rule {
             Self::NoPrimary => "no_primary",
             Self::StrangeReplica => "strange_replica",
             Self::CrowdedPrimaries => "crowded_primaries",
+            Self::ReturnedNode => "returned_node",
         }
     }
 }

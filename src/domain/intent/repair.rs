@@ -25,7 +25,8 @@ pub fn amend(now: &Topology, seen: &Observation) -> Amendment {
 }
 
 /// Nodes with a mark of an identity that are not wanted, and that know others.
-fn returned(now: &Topology, seen: &Observation) -> BTreeMap<Address, Leaver> {
+#[must_use]
+pub fn returned(now: &Topology, seen: &Observation) -> BTreeMap<Address, Leaver> {
     let members = now.layout.members();
     // It is of no shard any more.
     let shard = ShardId(now.id.0);

@@ -510,8 +510,11 @@ fn join(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
 }
 
 fn joins(q: &Question) -> Vec<Step> {
-    // Those who leave still have to give their data away.
-    let leavers = leavers_here(q).map(|(node, _)| node);
+    // Those who leave still have to give their data away; one that was forgotten while it was dead, and is
+    // back, stays out.
+    let views = || q.want.layout.members().into_iter().filter_map(|m| q.seen.view(m));
+    let known = |leaver: &Leaver| views().any(|v| v.peers.contains_key(&leaver.identity));
+    let leavers = leavers_here(q).filter(|(_, leaver)| known(leaver)).map(|(node, _)| node);
     let known: Vec<&Address> = members(q).into_iter().chain(leavers).collect();
     let mut steps = Vec::new();
     for (i, node) in members(q).iter().enumerate() {
