@@ -105,11 +105,22 @@ impl Leave {
         if report.is_blank() {
             Check::Done
         } else if report.role == Role::Primary && report.keys > 0 && !begun() {
+            if is_replica_to_sentinels(&self.node, seen) {
+                let why = format!("{} is to be made a replica by the Sentinels first", self.node);
+                return Check::Waiting(Wait::for_gossip(&self.node, why));
+            }
             Check::Blocked(has_keys(&self.node, report.keys))
         } else {
             Check::Ready
         }
     }
+}
+
+/// Whether some Sentinel lists it as a replica: one that was primary and comes back, they convert.
+fn is_replica_to_sentinels(node: &Address, seen: &Observation) -> bool {
+    let views = seen.nodes.keys().filter_map(|a| seen.report(a)?.sentinel.as_ref());
+    let mut replicas = views.flat_map(|v| v.watches.values()).flat_map(|w| &w.replicas);
+    replicas.any(|r| r.address_in(seen) == node)
 }
 
 fn has_keys(node: &Address, keys: u64) -> Blocker {

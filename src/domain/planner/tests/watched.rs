@@ -151,6 +151,45 @@ fn an_old_primary_that_came_back_is_waited_for() {
     assert!(matches!(next(&asked), Next::Wait(_)), "{:?}", next(&asked));
 }
 
+/// It froze at the hand-over, somebody else was elected, and it thaws before it leaves: the Sentinels make
+/// it a replica. What nobody converts may have what nobody else has.
+#[test]
+fn a_leaver_that_comes_back_as_primary_is_waited_for() {
+    let (now, mut seen) = made(3, 3);
+    let shard = now.layout.lone().unwrap().clone();
+    let leads = crate::domain::sentinel::named(&shard.members, &seen).unwrap().clone();
+    let node = shard.members.iter().find(|m| **m != leads).unwrap().clone();
+    let intent = RemoveReplicaIntent { node: node.clone() };
+    let amendment = members::remove_replica(&intent, &now, &seen).unwrap();
+    let want = amended(&now, &amendment);
+    if let Some(Sighting::Seen(report)) = seen.nodes.get_mut(&node) {
+        (report.role, report.replication.primary) = (Role::Primary, None);
+    }
+    let (terms, policy) = (&amendment.terms, Policy::default());
+    let next = |seen: &Observation| {
+        next(&Question { want: &want, seen, terms, policy: &policy, goal: Goal::Converge })
+    };
+    let told = next(&seen);
+    assert!(
+        matches!(&told, Next::Wait(waits) if waits.iter().any(|(s, _)| s.kind() == "leave")),
+        "{told:?}"
+    );
+    for sighting in seen.nodes.values_mut() {
+        if let Sighting::Seen(report) = sighting
+            && let Some(view) = &mut report.sentinel
+        {
+            for watch in view.watches.values_mut() {
+                watch.replicas.retain(|replica| replica.address != node);
+            }
+        }
+    }
+    let told = next(&seen);
+    assert!(
+        matches!(&told, Next::Stuck(blockers) if blockers[0].code == "node_has_keys"),
+        "{told:?}"
+    );
+}
+
 #[test]
 fn sentinels_come_and_go() {
     let (now, seen) = made(2, 3);
