@@ -52,8 +52,18 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    fn note(&self, entry: Entry) {
-        self.record.lock().unwrap().push(entry);
+    /// The place of the entry.
+    fn note(&self, entry: Entry) -> usize {
+        let mut record = self.record.lock().unwrap();
+        record.push(entry);
+        record.len() - 1
+    }
+
+    /// Nothing was sent: the node could not be reached, or did not let this process in.
+    fn take_back(&self, place: usize) {
+        if let Some(Entry::Said { sayings, .. }) = self.record.lock().unwrap().get_mut(place) {
+            sayings.clear();
+        }
     }
 }
 
@@ -86,8 +96,12 @@ impl Shim for Recorder {
                 return self.fleet.converse(talk, sayings).await;
             }
             let (at, to) = (talk.target.address.clone(), talk.identity.clone());
-            self.note(Entry::Said { at, to: to.clone(), sayings: sayings.to_vec() });
-            let answers = self.fleet.converse(talk, sayings).await?;
+            let said = self.note(Entry::Said { at, to: to.clone(), sayings: sayings.to_vec() });
+            let answers = self.fleet.converse(talk, sayings).await;
+            if let Err(FleetError::Unreachable { .. } | FleetError::Rejected { .. }) = &answers {
+                self.take_back(said);
+            }
+            let answers = answers?;
             let heard = sayings.iter().cloned().zip(answers.iter().cloned()).collect();
             self.note(Entry::Heard { to, heard });
             Ok(answers)
