@@ -51,6 +51,8 @@ pub struct Case {
     pub looks_before: u64,
     /// When the turn in hand began, by the database's clock.
     pub turn_began: Option<chrono::DateTime<chrono::Utc>>,
+    /// How much of the waits of the last plan has passed.
+    pub waited: u64,
 }
 
 impl Case {
@@ -92,6 +94,7 @@ impl Case {
             layers,
             looks_before: 0,
             turn_began: None,
+            waited: 0,
         }
     }
 
@@ -298,10 +301,12 @@ impl Case {
         match turned {
             Ok(Some(pause)) => {
                 // Those who poll let time pass; who tries again after a millisecond here does so after a
-                // second elsewhere.
+                // second elsewhere, also where the turn itself took longer than that.
                 let retries = self.plan().await?.waiting_for == Some(WaitingFor::Retry);
                 let passed = if retries { pause.as_micros() } else { pause.as_millis().min(250) };
-                self.sim.advance(passed as u64);
+                let waits = self.waits_of_retries().await?;
+                let waited = waits.saturating_sub(std::mem::replace(&mut self.waited, waits));
+                self.sim.advance((passed as u64).max(waited * 1000));
                 if !pause.is_zero() {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
@@ -313,6 +318,19 @@ impl Case {
             Err(KeepError::Store(error)) if error.is_outage() => Ok(()),
             Err(error) => Err(format!("a turn failed: {}", told(error))),
         }
+    }
+
+    /// How long the plan said that it would wait before it tries again, in all, in milliseconds.
+    async fn waits_of_retries(&self) -> Result<u64, String> {
+        let all: i64 = sqlx::query_scalar(
+            "SELECT coalesce(sum((data->>'retry_in_ms')::bigint), 0)::bigint FROM events
+             WHERE plan_id = $1 AND type = 'plan.step_failed'",
+        )
+        .bind(self.plan.ok_or("no plan")?.0)
+        .fetch_one(self.store.pool())
+        .await
+        .map_err(told)?;
+        Ok(all.unsigned_abs())
     }
 
     /// The process ends; the lease runs out; another instance comes.
