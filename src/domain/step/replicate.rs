@@ -54,6 +54,13 @@ impl Action for Replicate {
         } else if !view.known().contains(&theirs.my_id) {
             let why = format!("{} has not heard of {} yet", self.node, self.primary);
             Check::Waiting(Wait::for_gossip(&self.node, why))
+        } else if !view.my_slots().intersection(&theirs.my_slots()).is_empty() {
+            // It woke up after another one was elected in its place, and follows by itself if it loses.
+            let why = format!(
+                "{} and {} both say that they serve the same slots; the greater epoch decides",
+                self.node, self.primary
+            );
+            Check::Waiting(Wait::for_gossip(&self.node, why))
         } else if report.role == Role::Primary && (report.keys > 0 || !view.my_slots().is_empty()) {
             Check::Blocked(Blocker {
                 code: "node_has_keys",

@@ -117,9 +117,15 @@ pub fn moves(q: &Question) -> Vec<MoveSlots> {
             let gives = from.view.open.iter().filter(gives);
             let open = gives.chain(to.view.open.iter().filter(takes)).map(|o| o.slot);
             // Moved, but not closed at both ends.
-            let moved = open.collect::<SlotSet>().intersection(&to.view.my_slots());
+            let open: SlotSet = open.collect();
+            let moved = open.intersection(&to.view.my_slots());
+            // An old primary that woke up and whoever was elected in its place both say that the shard's
+            // slots are theirs: the greater epoch decides that, and not a move.
+            let heir = peopled(q, shard).members.contains(&from.end.address);
+            let both = from.view.my_slots().intersection(&to.view.my_slots()).difference(&open);
+            let contested = if heir { both } else { SlotSet::empty() };
             let slots = from.view.my_slots().union(&moved).intersection(slots);
-            let slots = slots.difference(&bound_elsewhere(q, &from, &to));
+            let slots = slots.difference(&bound_elsewhere(q, &from, &to)).difference(&contested);
             if !slots.is_empty() {
                 moves.push(step(q, &from, &to, slots));
             }

@@ -53,6 +53,35 @@ fn a_shard_goes_although_its_replica_is_dead() {
     assert!(Intent::RemoveShard(removing(3)).apart(&now, &seen).is_empty());
 }
 
+/// It was frozen, another one was elected, and it wakes up: their epochs decide who goes on. To move
+/// slots from one to the other would take sides, and be refused besides: both hold their keys.
+#[test]
+fn a_primary_that_wakes_up_beside_its_heir_is_waited_for() {
+    let (now, mut seen) = four();
+    let (woken, heir) = (primaries(&now, &seen)[0].clone(), replica_of(&now, 0, &seen));
+    let [old, new] = [&woken, &heir].map(|node| seen.view(node).unwrap().my_id.clone());
+    let nodes: Vec<Address> = seen.nodes.keys().filter(|node| **node != woken).cloned().collect();
+    for node in &nodes {
+        change(&mut seen, node, |report| {
+            let Some(view) = report.cluster.as_mut() else { return };
+            let Some(theirs) = view.peers.get_mut(&old) else { return };
+            let (slots, epoch) = (std::mem::take(&mut theirs.slots), theirs.epoch);
+            let Some(peer) = view.peers.get_mut(&new) else { return };
+            (peer.role, peer.primary) = (Role::Primary, None);
+            (peer.slots, peer.epoch) = (slots, epoch + 10);
+        });
+    }
+    change(&mut seen, &heir, |report| report.role = Role::Primary);
+    for node in [&woken, &heir] {
+        change(&mut seen, node, |report| report.keys = 7);
+    }
+    let (policy, terms) = (Policy::default(), Terms::default());
+    let told = next(&ask(&now, &seen, &terms, &policy));
+    assert!(matches!(told, Next::Wait(_)), "{told:?}");
+    let plan = forecast(&ask(&now, &seen, &terms, &policy));
+    assert!(plan.steps.iter().all(|s| s.step.moves().is_none()), "{:?}", plan.steps);
+}
+
 /// A primary that dies in the middle of a slot, at either end: its heir takes its place, and nobody
 /// waits for it.
 #[test]
