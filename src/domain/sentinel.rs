@@ -143,6 +143,24 @@ impl Watchers {
     /// What a Sentinel still lacks to do its part; nothing if it could.
     #[must_use]
     pub fn lacking(&self, sentinel: &Address, seen: &Observation) -> Option<String> {
+        let estranged = self.estranged(sentinel, seen);
+        estranged.or_else(|| {
+            let watch = seen.watch(sentinel, &self.name)?;
+            let named = watch.primary_in(seen);
+            let known = |a: &Address| {
+                watch.replicas.iter().any(|r| r.address_in(seen) == a && !r.is_down())
+            };
+            let mut replicas = self.members.iter().filter(|a| Some(*a) != named);
+            match replicas.find(|a| !known(a)) {
+                Some(missing) => Some(format!("does not know the replica {missing} yet")),
+                None => watch.no_quorum.clone(),
+            }
+        })
+    }
+
+    /// What keeps a Sentinel from agreeing with the others that the primary is down.
+    #[must_use]
+    pub fn estranged(&self, sentinel: &Address, seen: &Observation) -> Option<String> {
         let Some(view) = seen.report(sentinel).map(|r| &r.sentinel) else {
             return Some("does not answer".to_owned());
         };
@@ -178,13 +196,7 @@ impl Watchers {
                 Some(_) => {}
             }
         }
-        let known =
-            |a: &Address| watch.replicas.iter().any(|r| r.address_in(seen) == a && !r.is_down());
-        let replicas = self.members.iter().filter(|a| Some(*a) != named);
-        if let Some(missing) = replicas.into_iter().find(|a| !known(a)) {
-            return Some(format!("does not know the replica {missing} yet"));
-        }
-        watch.no_quorum.clone()
+        None
     }
 
     /// A Sentinel that this one knows although it is not wanted, if there is one.

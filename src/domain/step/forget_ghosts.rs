@@ -1,7 +1,12 @@
 //! Has one Sentinel forget those that are gone, which by itself it never does.
 //!
-//! `SENTINEL RESET` takes away everything that it knows, so for two seconds it knows nobody. Therefore
-//! one after the other, and only while all others could agree on a failover, and nobody needs one.
+//! `SENTINEL RESET` takes away everything that it knows: the other Sentinels it finds again within two
+//! seconds, the replicas within ten. Therefore one after the other, and only while all others could
+//! agree on a failover, and nobody needs one.
+//!
+//! A Sentinel that still lists a replica that left makes it one again, ten to twenty seconds after it
+//! sees it as a primary. So that all have forgotten it by then, the next one does not wait until
+//! those before it know all replicas again; one that could lead a failover there is always.
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +30,15 @@ impl ForgetGhosts {
         let known = |r: &Address| watch.replicas.iter().any(|w| w.address_in(seen) == r);
         self.ghosts.sentinels.iter().any(|id| watch.sentinels.contains_key(id))
             || self.ghosts.replicas.iter().any(known)
+    }
+
+    /// Another Sentinel that is needed meanwhile, and what it lacks.
+    fn unfit(&self, seen: &Observation) -> Option<(&Address, String)> {
+        let others = || self.watchers.sentinels.iter().filter(|s| **s != self.sentinel);
+        let lacking = |s| self.watchers.lacking(s, seen);
+        let hurry = !self.ghosts.replicas.is_empty() && others().any(|s| lacking(s).is_none());
+        let lacks = |s| if hurry { self.watchers.estranged(s, seen) } else { lacking(s) };
+        others().find_map(|s| Some((s, lacks(s)?)))
     }
 
     fn names(&self, seen: &Observation) -> Vec<String> {
@@ -64,18 +78,14 @@ impl Action for ForgetGhosts {
             let why = format!("{} has more urgent things to do", self.sentinel);
             return waiting(&self.sentinel, why);
         }
-        let others = self.watchers.sentinels.iter().filter(|s| **s != self.sentinel);
-        for other in others {
-            if let Some(why) = self.watchers.lacking(other, seen) {
-                let why = format!(
-                    "{} is to forget {}, but {other} {why}",
-                    self.sentinel,
-                    self.names(seen).join(", ")
-                );
-                return waiting(other, why);
+        match self.unfit(seen) {
+            Some((other, why)) => {
+                let names = self.names(seen).join(", ");
+                let why = format!("{} is to forget {names}, but {other} {why}", self.sentinel);
+                waiting(other, why)
             }
+            None => Check::Ready,
         }
-        Check::Ready
     }
 
     fn effect(&self, world: &mut Observation) {

@@ -15,9 +15,7 @@ use super::lone::{
     self, follows_all, leads, leave, primary, release, relief, resets_in_turn, rewrite_members,
     settles, shard,
 };
-use super::{
-    Goal, Question, Seat, Stage, changes_members, configure, prepare, restore_settings, rewrite,
-};
+use super::{Goal, Question, Seat, Stage, configure, prepare, restore_settings, rewrite};
 use crate::domain::lineage::deposition;
 use crate::domain::node::Address;
 use crate::domain::observation::Role;
@@ -285,8 +283,11 @@ fn watch(q: &Question) -> Result<Vec<Step>, Vec<Blocker>> {
         })
     };
     let mut steps: Vec<Step> = watchers.sentinels.iter().map(step).collect();
-    // Before anybody leaves or takes over, all know of the deployment.
-    if changes_members(q) || !q.terms.unwatch.is_empty() {
+    // Before anybody leaves or takes over, all know of the deployment. Whoever has left is to be forgotten
+    // before anybody makes it a replica again.
+    let stays = |step: &Step| step.action().check(q.seen) != Check::Done;
+    let changes = pending(q).is_some() || leave(q)?.iter().any(stays);
+    if changes || !q.terms.unwatch.is_empty() {
         let known = Watchers {
             apart: watchers.apart.iter().chain(&q.terms.unwatch).cloned().collect(),
             ..watchers

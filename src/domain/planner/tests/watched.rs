@@ -190,6 +190,39 @@ fn a_leaver_that_comes_back_as_primary_is_waited_for() {
     );
 }
 
+/// A Sentinel that still lists who left makes it a replica again: the next one is not kept waiting until
+/// those before it know all replicas. One that could lead a failover is left all the same.
+#[test]
+fn whoever_left_is_forgotten_in_time() {
+    let (now, mut seen) = made(3, 3);
+    let shard = now.layout.lone().unwrap().clone();
+    let leads = crate::domain::sentinel::named(&shard.members, &seen).unwrap().clone();
+    let node = shard.members.iter().find(|m| **m != leads).unwrap().clone();
+    let intent = RemoveReplicaIntent { node: node.clone() };
+    let amendment = members::remove_replica(&intent, &now, &seen).unwrap();
+    let want = amended(&now, &amendment);
+    seen.nodes.insert(node.clone(), lone(&node));
+    let (terms, policy) = (&amendment.terms, Policy::default());
+    let next = |seen: &Observation| {
+        next(&Question { want: &want, seen, terms, policy: &policy, goal: Goal::Converge })
+    };
+    let mut forgotten = Vec::new();
+    for _ in 0..2 {
+        let told = next(&seen);
+        let Next::Act(steps) = &told else { panic!("{told:?}") };
+        assert!(steps.iter().all(|s| s.kind() == "forget_ghosts"), "{told:?}");
+        let sentinel = steps[0].action().nodes().remove(0);
+        if let Some(Sighting::Seen(report)) = seen.nodes.get_mut(&sentinel) {
+            let watch = report.sentinel.as_mut().unwrap().watches.get_mut("m").unwrap();
+            watch.replicas.clear();
+        }
+        forgotten.push(sentinel);
+    }
+    assert_ne!(forgotten[0], forgotten[1]);
+    let told = next(&seen);
+    assert!(matches!(told, Next::Wait(_)), "the last one alone could lead: {told:?}");
+}
+
 #[test]
 fn sentinels_come_and_go() {
     let (now, seen) = made(2, 3);
