@@ -151,17 +151,22 @@ fn an_old_primary_that_came_back_is_waited_for() {
     assert!(matches!(next(&asked), Next::Wait(_)), "{:?}", next(&asked));
 }
 
+/// A replica is to leave: what is wanted and how, the node, and the world before.
+fn leaving() -> (Topology, Amendment, Address, Observation) {
+    let (now, seen) = made(3, 3);
+    let shard = now.layout.lone().unwrap();
+    let leads = crate::domain::sentinel::named(&shard.members, &seen).unwrap();
+    let node = shard.members.iter().find(|m| *m != leads).unwrap().clone();
+    let intent = RemoveReplicaIntent { node: node.clone() };
+    let amendment = members::remove_replica(&intent, &now, &seen).unwrap();
+    (amended(&now, &amendment), amendment, node, seen)
+}
+
 /// It froze at the hand-over, somebody else was elected, and it thaws before it leaves: the Sentinels make
 /// it a replica. What nobody converts may have what nobody else has.
 #[test]
 fn a_leaver_that_comes_back_as_primary_is_waited_for() {
-    let (now, mut seen) = made(3, 3);
-    let shard = now.layout.lone().unwrap().clone();
-    let leads = crate::domain::sentinel::named(&shard.members, &seen).unwrap().clone();
-    let node = shard.members.iter().find(|m| **m != leads).unwrap().clone();
-    let intent = RemoveReplicaIntent { node: node.clone() };
-    let amendment = members::remove_replica(&intent, &now, &seen).unwrap();
-    let want = amended(&now, &amendment);
+    let (want, amendment, node, mut seen) = leaving();
     if let Some(Sighting::Seen(report)) = seen.nodes.get_mut(&node) {
         (report.role, report.replication.primary) = (Role::Primary, None);
     }
@@ -194,13 +199,7 @@ fn a_leaver_that_comes_back_as_primary_is_waited_for() {
 /// those before it know all replicas. One that could lead a failover is left all the same.
 #[test]
 fn whoever_left_is_forgotten_in_time() {
-    let (now, mut seen) = made(3, 3);
-    let shard = now.layout.lone().unwrap().clone();
-    let leads = crate::domain::sentinel::named(&shard.members, &seen).unwrap().clone();
-    let node = shard.members.iter().find(|m| **m != leads).unwrap().clone();
-    let intent = RemoveReplicaIntent { node: node.clone() };
-    let amendment = members::remove_replica(&intent, &now, &seen).unwrap();
-    let want = amended(&now, &amendment);
+    let (want, amendment, node, mut seen) = leaving();
     seen.nodes.insert(node.clone(), lone(&node));
     let (terms, policy) = (&amendment.terms, Policy::default());
     let next = |seen: &Observation| {
